@@ -1,0 +1,40 @@
+//! The ttrpc protocol that shim and agent share: the messages and the service of `proto/agent.proto`, and the
+//! few numbers on which both sides must agree.
+
+use std::time::Duration;
+
+/// The messages.
+#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+/// The service: [`AgentClient`](service::AgentClient) for the shim, [`Agent`](service::Agent) for the agent.
+#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]
+pub mod service {
+    // What is generated names its messages by `super::agent`.
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}
+
+/// The vsock port in the guest on which the agent serves [`service::Agent`].
+pub const AGENT_PORT: u32 = 1024;
+
+/// The vsock port in the guest that takes stdio streams: eight bytes of stream number, big-endian, then bytes.
+pub const STREAM_PORT: u32 = 1025;
+
+/// The vsock port on the host (CID 2) to which the agent connects once it listens on the two ports above, and
+/// which it keeps open as long as it lives. It writes one line of JSON, a [`READY_LINE_LIMIT`] bytes at most:
+/// `{"entered_user_space_us":…,"listening_us":…}`, both in microseconds of `CLOCK_BOOTTIME`.
+pub const READY_PORT: u32 = 1024;
+
+/// The most bytes that the line on [`READY_PORT`] may have.
+pub const READY_LINE_LIMIT: usize = 512;
+
+/// How long the agent waits for a stream that a request named and that has not connected yet.
+pub const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the agent mounts the virtio-fs share. The shim writes paths below it into the specs it translates.
+pub const SHARE_PATH: &str = "/run/saya/share";
+
+/// The tag of the virtio-fs device that holds the share.
+pub const SHARE_TAG: &str = "share";

@@ -1,0 +1,3 @@
+//! shim
+
+fn main() {}
