@@ -1,0 +1,3 @@
+//! The devices that the guest sees.
+
+pub mod virtio;

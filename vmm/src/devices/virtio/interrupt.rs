@@ -1,0 +1,64 @@
+//! How a device interrupts its driver.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// `InterruptStatus` bit 0: the device has used a buffer (virtio 1.2, 4.2.2).
+pub const USED_BUFFER: u32 = 1 << 0;
+/// `InterruptStatus` bit 1: the configuration has changed (virtio 1.2, 4.2.2).
+pub const CONFIGURATION_CHANGE: u32 = 1 << 1;
+
+/// The one interrupt line of a virtio-mmio device: an irqfd, and the reasons that the driver reads from
+/// `InterruptStatus` and clears by `InterruptACK`. Clones share line and reasons.
+#[derive(Debug, Clone)]
+pub struct Interrupt {
+    line: Arc<EventFd>,
+    status: Arc<AtomicU32>,
+}
+
+impl Interrupt {
+    /// An interrupt that is raised by writing to `line`, which KVM has as an irqfd.
+    pub fn new(line: EventFd) -> Self {
+        Self { line: Arc::new(line), status: Arc::new(AtomicU32::new(0)) }
+    }
+
+    /// Tells the driver that buffers were used. Whether the driver wants to know is the queue's business
+    /// (`needs_notification`), not this function's.
+    ///
+    /// # Errors
+    /// What the eventfd's write returned.
+    pub fn used_buffer(&self) -> io::Result<()> {
+        self.raise(USED_BUFFER)
+    }
+
+    /// Tells the driver that the device's configuration space has changed.
+    ///
+    /// # Errors
+    /// What the eventfd's write returned.
+    pub fn configuration_change(&self) -> io::Result<()> {
+        self.raise(CONFIGURATION_CHANGE)
+    }
+
+    /// The reasons that the driver has not acknowledged.
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// The driver acknowledges `reasons`.
+    pub fn acknowledge(&self, reasons: u32) {
+        self.status.fetch_and(!reasons, Ordering::SeqCst);
+    }
+
+    /// The eventfd to register with KVM.
+    pub fn line(&self) -> &EventFd {
+        &self.line
+    }
+
+    fn raise(&self, reason: u32) -> io::Result<()> {
+        self.status.fetch_or(reason, Ordering::SeqCst);
+        self.line.write(1)
+    }
+}
