@@ -3,5 +3,6 @@
 //! It knows nothing of containers. Everything that the guest can write is hostile: it is bounded, checked, and
 //! answered with an error or a dead device, never with a panic.
 
+pub mod control;
 pub mod devices;
 pub mod memory;

@@ -1,0 +1,122 @@
+//! The messages.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The most bytes of console that [`Event::Stopped`] carries.
+pub const CONSOLE_TAIL: usize = 8 * 1024;
+
+/// What the shim asks of the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Request {
+    /// Build a virtual machine and run it. The first message, sent once. Its descriptors are those that
+    /// [`Boot::files`] names, in that order.
+    Boot(Boot),
+    /// Stop the vCPUs and exit. Answered with [`Event::Stopped`] and [`StopReason::Stopped`].
+    Stop,
+    /// Tell what has been counted. Answered with [`Event::Counters`].
+    Counters,
+}
+
+/// The virtual machine to build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boot {
+    /// Virtual CPUs, 1 to 64.
+    pub vcpus: u32,
+    /// The guest's memory in MiB.
+    pub memory_mib: u64,
+    /// The guest's vsock address. 3 unless there is a reason: every VM has a vsock of its own.
+    pub guest_cid: u32,
+    /// Kernel parameters, added at the end of the VMM's own, so that they win.
+    pub kernel_parameters: String,
+    /// Whether the guest kernel writes its log to the console as it goes (slow), and not only when it panics.
+    pub console_verbose: bool,
+    /// What the descriptors that come with the message are.
+    pub files: Vec<FileRole>,
+}
+
+/// What a descriptor that comes with [`Request::Boot`] is for. Each may appear once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum FileRole {
+    /// The guest kernel, an uncompressed ELF `vmlinux` with a PVH entry, readable. Needed.
+    Kernel,
+    /// The initramfs, readable.
+    Initramfs,
+    /// The directory that virtio-fs serves under the tag `share`.
+    Share,
+    /// A listening Unix stream socket for connections to the guest's vsock ports.
+    Vsock,
+}
+
+/// What the VMM tells the shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Event {
+    /// The virtual machine is built and its first vCPU is about to run.
+    Started(Timeline),
+    /// The guest has connected to a port of the host (CID 2). One descriptor comes with it: a connected Unix stream
+    /// socket, the host's end. Who has no use for the port closes it, which the guest sees as an end of file.
+    GuestConnected {
+        /// The port.
+        port: u32,
+    },
+    /// The virtual machine is no more; the VMM is about to exit.
+    Stopped {
+        /// Why.
+        reason: StopReason,
+        /// The end of the guest's console, [`CONSOLE_TAIL`] bytes at most. It is what the guest wrote: hostile.
+        console: String,
+    },
+    /// The answer to [`Request::Counters`].
+    Counters(Counters),
+}
+
+/// Why a virtual machine stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum StopReason {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked for a reboot.
+    Rebooted,
+    /// The guest kernel panicked.
+    Panicked {
+        /// The kernel's own line, without "Kernel panic - not syncing: ".
+        message: String,
+    },
+    /// The shim asked for it.
+    Stopped,
+    /// The VMM could not build the virtual machine or keep it running.
+    Failed {
+        /// What went wrong and what would help.
+        message: String,
+    },
+}
+
+/// When what happened, in nanoseconds of `CLOCK_MONOTONIC`, in order of time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timeline {
+    /// The VMM's process reached its entry.
+    pub process_start_ns: u64,
+    /// It had read [`Request::Boot`].
+    pub config_received_ns: u64,
+    /// Guest memory was mapped and known to KVM.
+    pub memory_ready_ns: u64,
+    /// Kernel and initramfs were in guest memory.
+    pub kernel_loaded_ns: u64,
+    /// The first vCPU was about to execute its first instruction.
+    pub first_instruction_ns: u64,
+}
+
+/// What the VMM has counted since it started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counters {
+    /// Exits of all vCPUs to the VMM's user space, by reason ("io_out", "mmio_read", …). Reasons that have not
+    /// occurred are left out. Exits that KVM handles in the kernel are not among them.
+    pub exits: BTreeMap<String, u64>,
+}

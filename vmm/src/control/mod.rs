@@ -1,0 +1,23 @@
+//! The control protocol between the shim and the VMM that it re-executed: typed messages with file descriptors over
+//! one `AF_UNIX` `SOCK_SEQPACKET` pair.
+//!
+//! ```text
+//! shim                                     VMM
+//!  ├── Boot + kernel, initramfs, … fds ───▶ │
+//!  │ ◀─────────────── Started{timeline} ────┤   once, when the first vCPU is about to run
+//!  │ ◀── GuestConnected{port} + stream fd ──┤   each time the guest connects to CID 2
+//!  ├── Counters ──────────────────────────▶ │
+//!  │ ◀───────────────── Counters{exits} ────┤   one answer to each question, in order
+//!  ├── Stop ──────────────────────────────▶ │
+//!  │ ◀─────── Stopped{reason, console} ─────┤   once, the last message; then the VMM exits
+//! ```
+//!
+//! The VMM trusts the shim. The shim treats what the VMM sends as hostile, since a guest may have taken the VMM
+//! over: sizes are bounded, unknown fields refused, and more descriptors than a message may carry are closed unseen.
+//! When the shim closes its end, or dies, the VMM ends.
+
+mod endpoint;
+mod message;
+
+pub use endpoint::{ControlError, Endpoint, ShimEnd, VmmEnd, pair};
+pub use message::{Boot, CONSOLE_TAIL, Counters, Event, FileRole, Request, StopReason, Timeline};
