@@ -1,1 +1,4 @@
-//! tests
+//! End-to-end tests, benchmarks, and how their results are shown.
+
+pub mod bench;
+pub mod report;

@@ -1,0 +1,149 @@
+//! `memory`: what the host pays for idle pods: the PSS of shim and VMM, without and with the guest's own memory.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::runtimes::{Runtime, timed};
+use crate::report::table::Table;
+
+/// Our binary: processes are told by the file that they execute.
+const SHIM: &str = "containerd-shim-kata-v2";
+
+/// What one number of pods costs, KiB.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PodMemory {
+    /// How many pods idle.
+    pub pods: usize,
+    /// PSS of all shims and VMMs, without guest memory.
+    pub overhead_kib: u64,
+    /// PSS of the guests' memory.
+    pub guest_kib: u64,
+    /// How many processes that is.
+    pub processes: usize,
+    /// How many threads they have.
+    pub threads: usize,
+}
+
+/// Starts pods up to each of `steps` and measures at each, then takes them away.
+///
+/// # Errors
+/// When a pod does not start or /proc cannot be read.
+pub fn measure(steps: &[usize]) -> anyhow::Result<Vec<PodMemory>> {
+    let mut figures = Vec::new();
+    let mut running = Vec::new();
+    let outcome = (|| {
+        for &pods in steps {
+            while running.len() < pods {
+                let id = format!("bench-memory-{}", running.len());
+                timed(&mut Runtime::kata().run(&["--detach"], &id, &["sleep", "3600"]))?;
+                running.push(id);
+            }
+            eprintln!("memory: {pods} pods idle");
+            figures.push(measure_now(pods)?);
+        }
+        Ok(())
+    })();
+    for id in &running {
+        remove(id)?;
+    }
+    outcome.map(|()| figures)
+}
+
+fn remove(id: &str) -> anyhow::Result<()> {
+    timed(Command::new("ctr").args(["task", "rm", "--force", id]))?;
+    timed(Command::new("ctr").args(["container", "rm", id]))?;
+    Ok(())
+}
+
+/// Measures all shims and VMMs that run now.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn measure_now(pods: usize) -> anyhow::Result<PodMemory> {
+    let mut total = PodMemory { pods, overhead_kib: 0, guest_kib: 0, processes: 0, threads: 0 };
+    for process in processes_of(SHIM)? {
+        let smaps = fs::read_to_string(process.join("smaps")).context("cannot read smaps")?;
+        let (overhead, guest) = split_pss(&smaps);
+        total.overhead_kib += overhead;
+        total.guest_kib += guest;
+        total.processes += 1;
+        total.threads += fs::read_dir(process.join("task"))?.count();
+    }
+    Ok(total)
+}
+
+/// The /proc directories of the processes whose executable has this name.
+fn processes_of(executable: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Ok(target) = fs::read_link(path.join("exe")) else { continue };
+        if target.file_name().is_some_and(|name| name == executable) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Adds up the `Pss:` lines of an smaps file, in KiB: all mappings but the guest's memory, and that (a memfd).
+fn split_pss(smaps: &str) -> (u64, u64) {
+    let (mut overhead, mut guest, mut in_guest) = (0, 0, false);
+    for line in smaps.lines() {
+        if let Some(value) = line.strip_prefix("Pss:") {
+            let kib: u64 = value.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+            if in_guest { guest += kib } else { overhead += kib }
+        } else if line
+            .split_whitespace()
+            .next()
+            .is_some_and(|first| first.contains('-') && !first.ends_with(':'))
+        {
+            in_guest = line.contains("/memfd:guest");
+        }
+    }
+    (overhead, guest)
+}
+
+/// The figures as a table.
+pub fn table(figures: &[PodMemory]) -> Table {
+    let mut table = Table::new([
+        "idle pods",
+        "shim + VMM MiB",
+        "per pod MiB",
+        "guest memory MiB",
+        "processes",
+        "threads",
+    ]);
+    for step in figures {
+        table.row([
+            step.pods.to_string(),
+            mebibytes(step.overhead_kib),
+            mebibytes(step.overhead_kib / step.pods.max(1) as u64),
+            mebibytes(step.guest_kib),
+            step.processes.to_string(),
+            step.threads.to_string(),
+        ]);
+    }
+    table
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn mebibytes(kib: u64) -> String {
+    format!("{:.1}", kib as f64 / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_is_told_from_the_rest() {
+        let smaps = "55d0-55d1 r-xp 00000000 fe:00 12 /usr/local/bin/shim\nPss:                 100 kB\nRss: 5 kB\n\
+                     7f00-7f10 rw-s 00000000 00:01 7 /memfd:guest-memory (deleted)\nPss:  4096 kB\n\
+                     7f20-7f21 rw-p 00000000 00:00 0 [heap]\nPss: 20 kB\n";
+        assert_eq!(split_pss(smaps), (120, 4096));
+    }
+}

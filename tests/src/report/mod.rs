@@ -1,0 +1,5 @@
+//! How results are shown: tables and timelines that a person takes in at a glance.
+
+pub mod statistics;
+pub mod table;
+pub mod timeline;
