@@ -11,6 +11,9 @@ use anyhow::{Context, bail};
 /// The image that benchmarks run.
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
 
+/// The image of a server that benchmarks and the demonstration run.
+pub const REDIS: &str = "docker.io/library/redis:latest";
+
 /// One way to run a container.
 #[derive(Debug, Clone)]
 pub struct Runtime {
@@ -47,10 +50,15 @@ impl Runtime {
         Ok(Some(runtime))
     }
 
-    /// `ctr run` with this runtime, `flags` before the image, and the container's id and command after it.
+    /// `ctr run` of busybox with this runtime: `flags`, then the container's id and its command.
     pub fn run(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
+        self.run_image(flags, BUSYBOX, id, command)
+    }
+
+    /// `ctr run` with this runtime: `flags` before the image, and the container's id and command after it.
+    pub fn run_image(&self, flags: &[&str], image: &str, id: &str, command: &[&str]) -> Command {
         let mut ctr = Command::new("ctr");
-        ctr.arg("run").args(&self.arguments).args(flags).arg(BUSYBOX).arg(id).args(command);
+        ctr.arg("run").args(&self.arguments).args(flags).arg(image).arg(id).args(command);
         ctr.stdin(Stdio::null());
         ctr
     }

@@ -1,0 +1,131 @@
+//! The leak checker: what a machine holds before and after, and what is there after that was not there before.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What could be left behind, each thing as a line that a person understands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holdings {
+    things: BTreeSet<String>,
+}
+
+/// Programs whose processes come and go with pods.
+const PROGRAMS: [&str; 6] =
+    ["containerd-shim-kata-v2", "containerd-shim-runc-v2", "saya", "runc", "runsc", "runsc-sandbox"];
+
+/// Where runtimes keep files and sockets while a pod lives.
+const DIRECTORIES: [&str; 6] = [
+    "/run/saya",
+    "/run/containerd/s",
+    "/run/containerd/io.containerd.runtime.v2.task",
+    "/run/containerd/fifo",
+    "/run/netns",
+    "/run/kata-containers",
+];
+
+impl Holdings {
+    /// What the machine holds now.
+    pub fn now() -> Self {
+        let mut things = BTreeSet::new();
+        things.extend(processes());
+        things.extend(mounts());
+        things.extend(network_interfaces());
+        things.extend(DIRECTORIES.iter().flat_map(|directory| files_below(Path::new(directory))));
+        things.extend(cgroups_below(Path::new("/sys/fs/cgroup")));
+        Self { things }
+    }
+
+    /// What is in `after` and not in `self`.
+    pub fn leaked_by(&self, after: &Self) -> Vec<String> {
+        after.things.difference(&self.things).cloned().collect()
+    }
+
+    /// How many things these are.
+    pub fn count(&self) -> usize {
+        self.things.len()
+    }
+}
+
+fn processes() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| process(&entry.path())).collect()
+}
+
+fn process(directory: &Path) -> Option<String> {
+    let id: u32 = directory.file_name()?.to_str()?.parse().ok()?;
+    let executable = fs::read_link(directory.join("exe")).ok()?;
+    let name = executable.file_name()?.to_str()?.trim_end_matches(" (deleted)").to_owned();
+    let namespace = fs::metadata(directory.join("ns/net")).ok().map(|metadata| metadata.ino());
+    let ours = fs::metadata("/proc/self/ns/net").ok().map(|metadata| metadata.ino());
+    (PROGRAMS.contains(&name.as_str()) || namespace != ours).then(|| format!("process {id} {name}"))
+}
+
+fn mounts() -> Vec<String> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines().filter_map(mount).collect()
+}
+
+/// The mount point and the root of a line of mountinfo (proc_pid_mountinfo(5)).
+fn mount(line: &str) -> Option<String> {
+    let mut fields = line.split(' ').skip(3);
+    let root = fields.next()?;
+    Some(format!("mount {} of {root}", fields.next()?))
+}
+
+fn network_interfaces() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/sys/class/net") else { return Vec::new() };
+    entries
+        .flatten()
+        .map(|entry| format!("network interface {}", entry.file_name().to_string_lossy()))
+        .collect()
+}
+
+fn files_below(directory: &Path) -> Vec<String> {
+    walk(directory, &|_| true).into_iter().map(|path| format!("file {}", path.display())).collect()
+}
+
+fn cgroups_below(directory: &Path) -> Vec<String> {
+    walk(directory, &|path| path.is_dir())
+        .into_iter()
+        .map(|path| format!("cgroup {}", path.display()))
+        .collect()
+}
+
+/// Everything below `directory` that `wanted` accepts, links not followed; nothing where it does not exist.
+fn walk(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(walk(&path, wanted));
+        }
+        if wanted(&path) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holdings(things: &[&str]) -> Holdings {
+        Holdings { things: things.iter().map(|thing| (*thing).to_owned()).collect() }
+    }
+
+    #[test]
+    fn only_what_came_since_is_a_leak() {
+        let (before, after) = (holdings(&["mount /a", "mount /b"]), holdings(&["mount /b", "process 7 x"]));
+        assert_eq!(before.leaked_by(&after), ["process 7 x"]);
+    }
+
+    #[test]
+    fn a_mount_is_told_by_its_point_and_root() {
+        let line = "36 35 98:0 /root1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        assert_eq!(mount(line).as_deref(), Some("mount /mnt2 of /root1"));
+    }
+}
