@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::Context;
 use serde::Serialize;
 
 use super::runtimes::{Runtime, timed};
+use crate::ctr::remove;
 use crate::report::table::Table;
 
 /// Our binary: processes are told by the file that they execute.
@@ -51,12 +51,6 @@ pub fn measure(steps: &[usize]) -> anyhow::Result<Vec<PodMemory>> {
         remove(id)?;
     }
     outcome.map(|()| figures)
-}
-
-fn remove(id: &str) -> anyhow::Result<()> {
-    timed(Command::new("ctr").args(["task", "rm", "--force", id]))?;
-    timed(Command::new("ctr").args(["container", "rm", id]))?;
-    Ok(())
 }
 
 /// Measures all shims and VMMs that run now.

@@ -1,10 +1,9 @@
 //! Containers of the kata runtime by way of `ctr`.
 
-use std::process::{Command, Stdio};
-
-use anyhow::{Context, bail};
+use std::process::Command;
 
 use crate::bench::runtimes::Runtime;
+use crate::ctr::{ctr, finish, remove};
 
 /// `ctr run` with our runtime.
 pub(super) fn run_command(flags: &[&str], image: &str, id: &str, command: &[&str]) -> Command {
@@ -14,24 +13,6 @@ pub(super) fn run_command(flags: &[&str], image: &str, id: &str, command: &[&str
 /// Runs a container to its end and gives what it printed.
 pub(super) fn ctr_run(flags: &[&str], image: &str, id: &str, command: &[&str]) -> anyhow::Result<String> {
     finish(&mut run_command(flags, image, id, command))
-}
-
-/// Runs `ctr` and gives what it printed.
-pub(super) fn ctr(arguments: &[&str]) -> anyhow::Result<String> {
-    output("ctr", arguments)
-}
-
-/// Runs a program and gives what it printed.
-pub(super) fn output(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    finish(Command::new(program).args(arguments).stdin(Stdio::null()))
-}
-
-fn finish(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A container that runs in the background. It is removed also when a step fails.
@@ -48,7 +29,7 @@ impl Container {
 
     pub(super) fn exec(&self, command: &[&str]) -> anyhow::Result<String> {
         let exec_id = format!("demo-exec-{}", std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos());
-        ctr(&[&["task", "exec", "--exec-id", &exec_id, self.id], command].concat())
+        ctr([&["task", "exec", "--exec-id", &exec_id, self.id], command].concat())
     }
 
     pub(super) fn remove(mut self) -> anyhow::Result<()> {
@@ -65,9 +46,4 @@ impl Drop for Container {
             eprintln!("cannot remove container {}: {error:#}", self.id);
         }
     }
-}
-
-fn remove(id: &str) -> anyhow::Result<()> {
-    ctr(&["task", "rm", "--force", id])?;
-    ctr(&["container", "rm", id]).map(drop)
 }

@@ -4,14 +4,16 @@
 mod containers;
 mod start_timeline;
 
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
 use crate::bench::memory;
 use crate::bench::runtimes::{BUSYBOX, REDIS};
+use crate::ctr::{ctr, finish};
 use crate::leaks::Holdings;
-use containers::{Container, ctr, ctr_run};
+use containers::{Container, ctr_run};
 
 /// Runs every step.
 ///
@@ -73,7 +75,7 @@ fn file_both_ways() -> anyhow::Result<()> {
     let mount = format!("type=bind,src={},dst=/share,options=rbind:rw", directory.0);
     let begin = Instant::now();
     let inside = ctr_run(&["--rm", "--mount", &mount], BUSYBOX, "demo-file", &["sh", "-c", script])?;
-    let outside = containers::output("sh", &["-c", &format!("sha256sum < {}/file", directory.0)])?;
+    let outside = finish(Command::new("sh").args(["-c", &format!("sha256sum < {}/file", directory.0)]))?;
     println!("   written and read in the guest: {}", inside.trim());
     println!("   read on the host:              {}", outside.trim());
     println!("   in {:.1} s, the VM's start included", begin.elapsed().as_secs_f64());
@@ -115,7 +117,7 @@ fn start_and_memory() -> anyhow::Result<()> {
 }
 
 fn nothing_left(before: &Holdings) -> anyhow::Result<()> {
-    let containers = ctr(&["container", "ls", "-q"])?;
+    let containers = ctr(["container", "ls", "-q"])?;
     ensure!(!containers.contains("demo-"), "containers are left: {containers}");
     let left = before.leaked_by(&Holdings::now());
     ensure!(left.is_empty(), "left behind:\n  {}", left.join("\n  "));

@@ -1,0 +1,62 @@
+//! The end-to-end tests, run where microVMs can boot. `cargo xtask test` starts this in the lab.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use saya_tests::e2e::{self, runner};
+
+/// Runs the end-to-end tests under the containerd of this machine.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Only name the tests.
+    #[arg(long)]
+    list: bool,
+    /// containerd's name of the runtime under test.
+    #[arg(long, default_value = "io.containerd.kata.v2")]
+    runtime: String,
+    /// Which part of the tests, as NUMBER/PARTS, the first being 0/PARTS.
+    #[arg(long, default_value = "0/1", value_parser = parse_shard)]
+    shard: (usize, usize),
+    /// Only tests whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Where the verdict is written as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Check this one test in this process.
+    #[arg(long)]
+    run: Option<String>,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let options = Options::parse();
+    if options.list {
+        e2e::all().iter().for_each(|test| println!("{}", test.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(name) = &options.run {
+        return runner::run_here(name, &options.runtime).map(|()| ExitCode::SUCCESS);
+    }
+    let selection = runner::Selection { runtime: options.runtime, shard: options.shard, only: options.only };
+    let verdict = runner::run(&selection)?;
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&verdict)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        verdict.passed.len(),
+        verdict.failed.len(),
+        verdict.skipped.len()
+    );
+    Ok(if verdict.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn parse_shard(text: &str) -> Result<(usize, usize), String> {
+    let (shard, of) = text.split_once('/').ok_or("a shard is NUMBER/PARTS")?;
+    let number = |part: &str| part.parse::<usize>().map_err(|error| format!("{part:?}: {error}"));
+    let (shard, of) = (number(shard)?, number(of)?);
+    if shard < of { Ok((shard, of)) } else { Err(format!("there is no part {shard} of {of}")) }
+}

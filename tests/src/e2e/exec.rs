@@ -1,0 +1,61 @@
+//! Further processes in a running container.
+
+use std::io::{BufRead, BufReader};
+
+use anyhow::{Context as _, ensure};
+
+use super::Test;
+use super::context::{BUSYBOX, Context, ctr, with_input};
+
+pub(super) const TESTS: &[Test] = &[
+    Test { name: "an_exec_has_its_own_status_and_input", check: status_and_input },
+    Test { name: "an_exec_of_a_missing_binary_fails_and_names_it", check: missing_binary },
+    Test { name: "killing_one_exec_leaves_the_container_running", check: kill_one },
+    Test { name: "execs_at_once_do_not_mix_their_output", check: at_once },
+];
+
+fn status_and_input(context: &Context) -> anyhow::Result<()> {
+    let container = context.start(BUSYBOX, "exec-status", &[], &["sleep", "3600"])?;
+    let command = container.exec_command(&[], "one", &["sh", "-c", "cat; exit 5"]);
+    let ended = with_input(command, b"through an exec")?.expect_status(5)?;
+    ensure!(ended.text() == "through an exec", "{ended:?}");
+    container.remove()
+}
+
+fn missing_binary(context: &Context) -> anyhow::Result<()> {
+    let container = context.start(BUSYBOX, "exec-missing", &[], &["sleep", "3600"])?;
+    let ended = container.exec("one", &["no-such-binary"])?;
+    ensure!(ended.status != Some(0) && ended.stderr.contains("no-such-binary"), "{ended:?}");
+    container.exec("two", &["true"])?.expect_status(0)?;
+    container.remove()
+}
+
+fn kill_one(context: &Context) -> anyhow::Result<()> {
+    let container = context.start(BUSYBOX, "exec-kill", &[], &["sleep", "3600"])?;
+    let mut exec =
+        container.exec_command(&[], "victim", &["sh", "-c", "echo ready; exec sleep 3600"]).spawn()?;
+    let mut line = String::new();
+    BufReader::new(exec.stdout.take().context("no standard output")?).read_line(&mut line)?;
+    ensure!(line == "ready\n", "printed {line:?}");
+    ctr(["task", "kill", "--exec-id", "victim", "--signal", "SIGKILL", "exec-kill"])?;
+    let status = exec.wait()?;
+    ensure!(status.code() == Some(137), "the exec ended with {status}");
+    container.exec("after", &["true"])?.expect_status(0)?;
+    container.remove()
+}
+
+fn at_once(context: &Context) -> anyhow::Result<()> {
+    let container = context.start(BUSYBOX, "exec-many", &[], &["sleep", "3600"])?;
+    let execs: Vec<_> = (0..8)
+        .map(|number| {
+            let script = format!("for i in 1 2 3 4 5; do echo {number}; done");
+            container.exec_command(&[], &format!("exec-{number}"), &["sh", "-c", &script]).spawn()
+        })
+        .collect::<Result<_, _>>()?;
+    for (number, exec) in execs.into_iter().enumerate() {
+        let output = exec.wait_with_output()?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(printed == format!("{number}\n").repeat(5), "exec {number} printed {printed:?}: {output:?}");
+    }
+    container.remove()
+}

@@ -1,0 +1,62 @@
+//! Nothing is left behind, whatever happened. The runner looks for leftovers after every test; these make many.
+
+use std::fs;
+use std::thread;
+
+use anyhow::{Context as _, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Test;
+use super::context::{BUSYBOX, Context};
+
+pub(super) const TESTS: &[Test] = &[
+    Test { name: "ten_containers_one_after_another_leave_nothing", check: ten_in_sequence },
+    Test { name: "five_containers_at_once_leave_nothing", check: five_at_once },
+    Test { name: "a_killed_shim_is_cleaned_up_and_its_name_is_free_again", check: killed_shim },
+];
+
+fn ten_in_sequence(context: &Context) -> anyhow::Result<()> {
+    for number in 0..10 {
+        context.run(&[], &format!("sequence-{number}"), &["true"])?.expect_status(0)?;
+    }
+    Ok(())
+}
+
+fn five_at_once(context: &Context) -> anyhow::Result<()> {
+    thread::scope(|scope| {
+        let runs: Vec<_> = (0..5)
+            .map(|number| scope.spawn(move || context.run(&[], &format!("wave-{number}"), &["echo", "here"])))
+            .collect();
+        for run in runs {
+            let ended = run.join().map_err(|_| anyhow::anyhow!("a run panicked"))??.expect_status(0)?;
+            ensure!(ended.text() == "here\n", "{ended:?}");
+        }
+        Ok(())
+    })
+}
+
+fn killed_shim(context: &Context) -> anyhow::Result<()> {
+    let orphan = context.start(BUSYBOX, "orphan", &[], &["sleep", "3600"])?;
+    kill_process(shim_of("orphan")?, Signal::KILL)?;
+    orphan.remove()?;
+    let ended = context.run(&[], "orphan", &["echo", "again"])?.expect_status(0)?;
+    ensure!(ended.text() == "again\n", "{ended:?}");
+    Ok(())
+}
+
+/// The shim that containerd started for a container: its command line has `-id <container>`.
+fn shim_of(container: &str) -> anyhow::Result<Pid> {
+    let wanted = format!("\0-id\0{container}\0");
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(id) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let command_line = fs::read(path.join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&command_line).contains(&wanted) {
+            return Pid::from_raw(id).context("process 0");
+        }
+    }
+    anyhow::bail!("no process has -id {container} in its command line")
+}

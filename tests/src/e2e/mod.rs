@@ -1,0 +1,37 @@
+//! End-to-end tests: what a user of `ctr` is promised, checked under a real containerd. They run inside the lab (or on a
+//! host with hardware virtualization) by the `saya-e2e` binary, against our runtime or, as the control, against runc.
+
+pub mod context;
+mod exec;
+mod files;
+mod identity;
+mod leftovers;
+mod lifecycle;
+pub mod runner;
+mod stdio;
+mod workloads;
+
+use context::Context;
+
+/// One promise.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// The promise, as a name.
+    pub name: &'static str,
+    /// Checks it.
+    pub check: fn(&Context) -> anyhow::Result<()>,
+}
+
+/// Every test, in the order in which they run.
+pub fn all() -> Vec<Test> {
+    [
+        lifecycle::TESTS,
+        stdio::TESTS,
+        identity::TESTS,
+        files::TESTS,
+        exec::TESTS,
+        workloads::TESTS,
+        leftovers::TESTS,
+    ]
+    .concat()
+}
