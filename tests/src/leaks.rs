@@ -15,15 +15,18 @@ pub struct Holdings {
 const PROGRAMS: [&str; 6] =
     ["containerd-shim-kata-v2", "containerd-shim-runc-v2", "saya", "runc", "runsc", "runsc-sandbox"];
 
-/// Where runtimes keep files and sockets while a pod lives.
-const DIRECTORIES: [&str; 6] = [
+/// Where runtimes keep files and sockets while a pod lives. `/run/containerd/fifo` is not among them: what lies there is
+/// the client's, and `ctr` forgets it when a shim was killed, whatever the runtime.
+const DIRECTORIES: [&str; 5] = [
     "/run/saya",
     "/run/containerd/s",
     "/run/containerd/io.containerd.runtime.v2.task",
-    "/run/containerd/fifo",
     "/run/netns",
     "/run/kata-containers",
 ];
+
+/// containerd's default namespace. Its cgroup is the parent of those of all its containers, and outlives them.
+const NAMESPACE: &str = "default";
 
 impl Holdings {
     /// What the machine holds now.
@@ -87,10 +90,8 @@ fn files_below(directory: &Path) -> Vec<String> {
 }
 
 fn cgroups_below(directory: &Path) -> Vec<String> {
-    walk(directory, &|path| path.is_dir())
-        .into_iter()
-        .map(|path| format!("cgroup {}", path.display()))
-        .collect()
+    let of_a_pod = |path: &Path| path.is_dir() && !path.ends_with(NAMESPACE);
+    walk(directory, &of_a_pod).into_iter().map(|path| format!("cgroup {}", path.display())).collect()
 }
 
 /// Everything below `directory` that `wanted` accepts, links not followed; nothing where it does not exist.

@@ -1,15 +1,21 @@
 //! What a test works with: the runtime under test, containers by way of `ctr`, a scratch directory.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
+pub(super) use super::image_root::ImageRoot;
 pub(super) use crate::bench::runtimes::{BUSYBOX, REDIS};
 pub(super) use crate::ctr::ctr;
 use crate::ctr::remove;
+
+/// How long [`eventually`] waits.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The runtime under test, and a directory of the test's own.
 pub struct Context {
@@ -20,7 +26,6 @@ pub struct Context {
 }
 
 /// What a container printed and how it ended.
-#[derive(Debug)]
 pub(super) struct Ended {
     pub(super) status: Option<i32>,
     pub(super) stdout: Vec<u8>,
@@ -41,6 +46,13 @@ impl Ended {
             self.status
         );
         Ok(self)
+    }
+}
+
+impl fmt::Debug for Ended {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let beginning: String = self.text().chars().take(400).collect();
+        write!(formatter, "status {:?}, printed {beginning:?}, errors {:?}", self.status, self.stderr)
     }
 }
 
@@ -162,6 +174,19 @@ pub(super) fn with_input(mut command: Command, input: &[u8]) -> anyhow::Result<E
             .context("the container took not all its input")?;
         Ok(output.into())
     })
+}
+
+/// Waits until `condition` holds, for as long as a slow machine may need.
+pub(super) fn eventually(
+    what: &str,
+    mut condition: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    while !condition()? {
+        ensure!(begin.elapsed() < PATIENCE, "{what}: not so after {} s", PATIENCE.as_secs());
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// A `--mount` flag's value for a bind mount.

@@ -1,6 +1,7 @@
 //! Further processes in a running container.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
 
@@ -46,16 +47,23 @@ fn kill_one(context: &Context) -> anyhow::Result<()> {
 
 fn at_once(context: &Context) -> anyhow::Result<()> {
     let container = context.start(BUSYBOX, "exec-many", &[], &["sleep", "3600"])?;
-    let execs: Vec<_> = (0..8)
-        .map(|number| {
-            let script = format!("for i in 1 2 3 4 5; do echo {number}; done");
-            container.exec_command(&[], &format!("exec-{number}"), &["sh", "-c", &script]).spawn()
-        })
-        .collect::<Result<_, _>>()?;
-    for (number, exec) in execs.into_iter().enumerate() {
-        let output = exec.wait_with_output()?;
-        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(printed == format!("{number}\n").repeat(5), "exec {number} printed {printed:?}: {output:?}");
+    let mut execs = Vec::new();
+    for number in 0..8 {
+        // Each lives until it is told to go: ctr loses the output of a process that ends before it has opened the fifos.
+        let script = format!("for i in 1 2 3 4 5; do echo {number}; done; read go");
+        let mut command = container.exec_command(&[], &format!("exec-{number}"), &["sh", "-c", &script]);
+        execs.push(command.stdin(Stdio::piped()).spawn()?);
+    }
+    for (number, mut exec) in execs.into_iter().enumerate() {
+        let mut output = BufReader::new(exec.stdout.take().context("no standard output")?);
+        let mut printed = String::new();
+        for _ in 0..5 {
+            output.read_line(&mut printed)?;
+        }
+        exec.stdin.take().context("no standard input")?.write_all(b"go\n")?;
+        output.read_to_string(&mut printed)?;
+        ensure!(exec.wait()?.success(), "exec {number} failed");
+        ensure!(printed == format!("{number}\n").repeat(5), "exec {number} printed {printed:?}");
     }
     container.remove()
 }

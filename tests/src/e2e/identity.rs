@@ -3,9 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::ensure;
+use serde_json::json;
 
 use super::Test;
-use super::context::{Context, bind};
+use super::context::{BUSYBOX, Context, ImageRoot, bind, with_input};
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "environment_and_working_directory_are_as_asked", check: environment },
@@ -22,17 +23,22 @@ fn environment(context: &Context) -> anyhow::Result<()> {
 }
 
 fn user(context: &Context) -> anyhow::Result<()> {
-    let ended =
-        context.run(&["--user", "999:888"], "user", &["sh", "-c", "id -u; id -g"])?.expect_status(0)?;
-    ensure!(ended.text() == "999\n888\n", "{ended:?}");
+    let user = json!({"uid": 999, "gid": 888, "additionalGids": [777], "umask": 0o27});
+    let root = ImageRoot::mount(BUSYBOX, context.scratch.join("root"))?;
+    let script = "id -u; id -G; umask; touch /mine";
+    let ended = root.run_as(context, "user", &user, &["sh", "-c", script])?.expect_status(1)?;
+    ensure!(ended.text() == "999\n888 777\n0027\n", "{ended:?}");
+    ensure!(ended.stderr.contains("Permission denied"), "uid 999 could write to root's directory: {ended:?}");
     Ok(())
 }
 
 fn owner_on_host(context: &Context) -> anyhow::Result<()> {
     std::os::unix::fs::chown(&context.scratch, Some(999), Some(888))?;
     let mount = bind(&context.scratch, "/share", "rbind:rw");
-    let flags = ["--user", "999:888", "--mount", &mount];
-    context.run(&flags, "owner", &["touch", "/share/mine"])?.expect_status(0)?;
+    let container = context.start(BUSYBOX, "owner", &["--mount", &mount], &["sleep", "3600"])?;
+    let touch = container.exec_command(&["--user", "999:888"], "touch", &["touch", "/share/mine"]);
+    with_input(touch, b"")?.expect_status(0)?;
+    container.remove()?;
     let metadata = context.scratch.join("mine").metadata()?;
     ensure!(
         (metadata.uid(), metadata.gid()) == (999, 888),

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Test;
-use super::context::{BUSYBOX, Context};
+use super::context::{BUSYBOX, Context, ctr, eventually};
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "ten_containers_one_after_another_leave_nothing", check: ten_in_sequence },
@@ -38,6 +38,10 @@ fn five_at_once(context: &Context) -> anyhow::Result<()> {
 fn killed_shim(context: &Context) -> anyhow::Result<()> {
     let orphan = context.start(BUSYBOX, "orphan", &[], &["sleep", "3600"])?;
     kill_process(shim_of("orphan")?, Signal::KILL)?;
+    eventually("containerd has noticed that the shim is gone", || {
+        let list = ctr(["task", "ls"])?;
+        Ok(!list.lines().any(|line| line.starts_with("orphan ") && line.trim_end().ends_with("RUNNING")))
+    })?;
     orphan.remove()?;
     let ended = context.run(&[], "orphan", &["echo", "again"])?.expect_status(0)?;
     ensure!(ended.text() == "again\n", "{ended:?}");

@@ -5,6 +5,7 @@ pub mod context;
 mod exec;
 mod files;
 mod identity;
+mod image_root;
 mod leftovers;
 mod lifecycle;
 pub mod runner;

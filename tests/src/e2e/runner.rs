@@ -110,6 +110,7 @@ fn run_one(test: &Test, runtime: &str) -> anyhow::Result<()> {
 fn run_in_process(name: &str, runtime: &str) -> anyhow::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--runtime", runtime, "--run", name])
+        .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -1,0 +1,80 @@
+//! Containers from a spec of one's own, over an image that is mounted on the host.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use super::context::{Context, Ended, ctr};
+
+/// An image's files, mounted writable on the host as long as this lives.
+pub(super) struct ImageRoot {
+    path: PathBuf,
+}
+
+impl ImageRoot {
+    pub(super) fn mount(image: &str, path: PathBuf) -> anyhow::Result<Self> {
+        fs::create_dir_all(&path)?;
+        ctr(["image", "mount", "--rw", image, &path.display().to_string()])?;
+        Ok(Self { path })
+    }
+
+    /// Runs `command` in a container with this root and `user` as its spec's `process.user`.
+    pub(super) fn run_as(
+        &self,
+        context: &Context,
+        id: &str,
+        user: &Value,
+        command: &[&str],
+    ) -> anyhow::Result<Ended> {
+        self.run(context, id, |spec| {
+            merge(spec, &json!({"process": {"user": user, "args": command, "terminal": false}}));
+        })
+    }
+
+    /// Runs a container with this root, by containerd's default spec and what `change` does to it.
+    pub(super) fn run(
+        &self,
+        context: &Context,
+        id: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> anyhow::Result<Ended> {
+        let mut spec: Value =
+            serde_json::from_str(&ctr(["oci", "spec"])?).context("`ctr oci spec` gave no JSON")?;
+        let environment = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
+        let root = json!({"path": self.path, "readonly": false});
+        merge(&mut spec, &json!({"root": root, "process": {"env": environment}}));
+        change(&mut spec);
+        let file = context.scratch.join(format!("{id}.json"));
+        fs::write(&file, spec.to_string())?;
+        let mut run = Command::new("ctr");
+        run.args(["run", "--rm", "--runtime", &context.runtime, "--config"])
+            .arg(file)
+            .arg(id)
+            .stdin(Stdio::null());
+        Ok(run.output().context("cannot start ctr")?.into())
+    }
+}
+
+impl Drop for ImageRoot {
+    fn drop(&mut self) {
+        let path = self.path.display().to_string();
+        if let Err(error) = ctr(["image", "unmount", "--rm", &path]) {
+            eprintln!("cannot unmount {path}: {error:#}");
+        }
+    }
+}
+
+/// Sets in `target` what `changes` holds, objects merged and everything else replaced.
+fn merge(target: &mut Value, changes: &Value) {
+    match (target, changes) {
+        (Value::Object(target), Value::Object(changes)) => {
+            for (key, value) in changes {
+                merge(target.entry(key.as_str()).or_insert(Value::Null), value);
+            }
+        }
+        (target, changes) => *target = changes.clone(),
+    }
+}
