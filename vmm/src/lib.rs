@@ -5,4 +5,5 @@
 
 pub mod control;
 pub mod devices;
+pub mod fs;
 pub mod memory;

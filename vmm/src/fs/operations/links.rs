@@ -1,0 +1,155 @@
+//! Names: MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, RENAME2 and READLINK.
+
+use std::ffi::CStr;
+
+use rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
+use rustix::io::Errno;
+
+use super::Caller;
+use crate::fs::file_system::FileSystem;
+use crate::fs::host::{decode_device, name_of, reach};
+use crate::fs::limits::PATH_BYTES;
+use crate::fs::wire::{EntryOut, MkdirIn, MknodIn};
+
+impl FileSystem {
+    /// Makes a regular file, a device node, a fifo or a socket.
+    ///
+    /// # Errors
+    /// `EINVAL` for another type; else what the host returned.
+    pub(in crate::fs) fn mknod(
+        &mut self,
+        parent: u64,
+        name: &CStr,
+        request: &MknodIn,
+        caller: Caller,
+    ) -> Result<EntryOut, Errno> {
+        let file_type = FileType::from_raw_mode(request.mode);
+        if matches!(file_type, FileType::Directory | FileType::Symlink | FileType::Unknown) {
+            return Err(Errno::INVAL);
+        }
+        self.act_as(caller, request.umask, request.mode)?;
+        let mode = Mode::from_raw_mode(request.mode & 0o7777);
+        let directory = self.inodes.directory(parent)?;
+        rustix::fs::mknodat(directory, name, file_type, mode, decode_device(request.device))?;
+        self.made(parent, name)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// What the host returned.
+    pub(in crate::fs) fn mkdir(
+        &mut self,
+        parent: u64,
+        name: &CStr,
+        request: &MkdirIn,
+        caller: Caller,
+    ) -> Result<EntryOut, Errno> {
+        self.act_as(caller, request.umask, request.mode)?;
+        let mode = Mode::from_raw_mode(request.mode & 0o7777);
+        rustix::fs::mkdirat(self.inodes.directory(parent)?, name, mode)?;
+        self.made(parent, name)
+    }
+
+    /// Makes a symbolic link to `target`, which is any text.
+    ///
+    /// # Errors
+    /// What the host returned.
+    pub(in crate::fs) fn symlink(
+        &mut self,
+        parent: u64,
+        name: &CStr,
+        target: &CStr,
+        caller: Caller,
+    ) -> Result<EntryOut, Errno> {
+        self.credentials.assume(caller.uid, caller.gid)?;
+        rustix::fs::symlinkat(target, self.inodes.directory(parent)?, name)?;
+        self.made(parent, name)
+    }
+
+    /// Gives `node` another name.
+    ///
+    /// # Errors
+    /// What the host returned.
+    pub(in crate::fs) fn link(&mut self, node: u64, parent: u64, name: &CStr) -> Result<EntryOut, Errno> {
+        let directory = self.inodes.directory(parent)?;
+        let old = name_of(self.inodes.get(node)?);
+        // The link of /proc/self/fd leads to the inode itself, and is followed no further.
+        rustix::fs::linkat(self.descriptors.as_fd(), old, directory, name, AtFlags::SYMLINK_FOLLOW)?;
+        self.made(parent, name)
+    }
+
+    /// Removes a name that is not a directory's.
+    ///
+    /// # Errors
+    /// What the host returned.
+    pub(in crate::fs) fn unlink(&self, parent: u64, name: &CStr) -> Result<(), Errno> {
+        rustix::fs::unlinkat(self.inodes.directory(parent)?, name, AtFlags::empty())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// What the host returned.
+    pub(in crate::fs) fn rmdir(&self, parent: u64, name: &CStr) -> Result<(), Errno> {
+        rustix::fs::unlinkat(self.inodes.directory(parent)?, name, AtFlags::REMOVEDIR)
+    }
+
+    /// Renames, with `RENAME_*` flags.
+    ///
+    /// # Errors
+    /// `EINVAL` for an unknown flag; else what the host returned.
+    pub(in crate::fs) fn rename(
+        &mut self,
+        (old_parent, old_name): (u64, &CStr),
+        (new_parent, new_name): (u64, &CStr),
+        flags: u32,
+        caller: Caller,
+    ) -> Result<(), Errno> {
+        let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
+        let known = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE | RenameFlags::WHITEOUT;
+        if !known.contains(flags) {
+            return Err(Errno::INVAL);
+        }
+        if flags.contains(RenameFlags::WHITEOUT) {
+            // A whiteout is a new file.
+            self.credentials.assume(caller.uid, caller.gid)?;
+        }
+        let old = self.inodes.directory(old_parent)?;
+        let new = self.inodes.directory(new_parent)?;
+        rustix::fs::renameat_with(old, old_name, new, new_name, flags)
+    }
+
+    /// Appends the target of a symbolic link to `out`.
+    ///
+    /// # Errors
+    /// `EINVAL` for anything else; else what the host returned.
+    pub(in crate::fs) fn readlink(&self, node: u64, out: &mut Vec<u8>) -> Result<(), Errno> {
+        let inode = self.inodes.get(node)?;
+        if inode.file_type() != FileType::Symlink {
+            return Err(Errno::INVAL);
+        }
+        let begin = out.len();
+        out.resize(begin + PATH_BYTES, 0);
+        let target = out.get_mut(begin..).unwrap_or_default();
+        let length = rustix::fs::readlinkat_raw(inode, c"", target)?;
+        out.truncate(begin + length);
+        Ok(())
+    }
+
+    /// Makes the next file belong to `caller`, with exactly the bits of `mode` that `umask` leaves.
+    pub(super) fn act_as(&mut self, caller: Caller, umask: u32, mode: u32) -> Result<(), Errno> {
+        if mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+            // The guest's kernel has cleared the set-group-id bit where its user may not set it.
+            self.credentials.keep_set_id(true)?;
+        }
+        self.credentials.assume(caller.uid, caller.gid)?;
+        self.credentials.mask(umask);
+        Ok(())
+    }
+
+    fn made(&mut self, parent: u64, name: &CStr) -> Result<EntryOut, Errno> {
+        let descriptor = reach(self.inodes.directory(parent)?, name)?;
+        self.entry(parent, name, descriptor)
+    }
+}
