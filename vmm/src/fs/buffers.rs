@@ -86,7 +86,9 @@ impl<'m> Segments<'m> {
             let count = piece.len().min(wanted);
             let start = piece.ptr_guard_mut().as_ptr();
             match vectors.last_mut() {
-                Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == start.cast() => last.iov_len += count,
+                Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == start.cast() => {
+                    last.iov_len += count
+                }
                 _ => vectors.push(libc::iovec { iov_base: start.cast(), iov_len: count }),
             }
             wanted -= count;

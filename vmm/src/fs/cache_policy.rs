@@ -135,7 +135,9 @@ mod tests {
     }
 
     fn place(policy: &CachePolicy, path: &str) -> Place {
-        path.split('/').filter(|name| !name.is_empty()).fold(policy.root(), |at, name| policy.child(at, name.as_bytes()))
+        path.split('/')
+            .filter(|name| !name.is_empty())
+            .fold(policy.root(), |at, name| policy.child(at, name.as_bytes()))
     }
 
     #[test]
@@ -155,7 +157,8 @@ mod tests {
             assert_eq!(policy.names_in(at), caching, "{path}");
             assert_eq!(policy.inode(at), Caching::NONE, "{path}");
         }
-        for (path, caching) in [("private/c1/rootfs", Caching::EXCLUSIVE), ("live/c1/0/x/y", Caching::SHARED)] {
+        for (path, caching) in [("private/c1/rootfs", Caching::EXCLUSIVE), ("live/c1/0/x/y", Caching::SHARED)]
+        {
             let at = place(&policy, path);
             assert_eq!(policy.names_in(at), caching, "{path}");
             assert_eq!(policy.inode(at), caching, "{path}");

@@ -56,7 +56,12 @@ impl DirectoryBuffer {
     ///
     /// # Errors
     /// What `lseek` returned.
-    pub(super) fn begin(&mut self, number: u64, stream: &mut DirectoryStream, offset: u64) -> Result<(), Errno> {
+    pub(super) fn begin(
+        &mut self,
+        number: u64,
+        stream: &mut DirectoryStream,
+        offset: u64,
+    ) -> Result<(), Errno> {
         // A listing from the start must show the directory as it is now.
         if offset != 0 && self.owner == Some((number, offset)) {
             return Ok(());
@@ -208,8 +213,13 @@ mod tests {
         let mut done = [false, false];
         while done != [true, true] {
             for reader in 0..2 {
-                let names =
-                    take(&mut buffer, reader as u64 + 1, &mut streams[reader], offsets[reader], 7 + 30 * reader);
+                let names = take(
+                    &mut buffer,
+                    reader as u64 + 1,
+                    &mut streams[reader],
+                    offsets[reader],
+                    7 + 30 * reader,
+                );
                 done[reader] = names.is_empty();
                 for (name, next) in names {
                     offsets[reader] = next;
@@ -220,7 +230,8 @@ mod tests {
         for names in seen {
             let listed: BTreeSet<String> = names.iter().cloned().collect();
             assert_eq!(listed.len(), names.len(), "no name twice");
-            let files: BTreeSet<String> = listed.into_iter().filter(|name| name != "." && name != "..").collect();
+            let files: BTreeSet<String> =
+                listed.into_iter().filter(|name| name != "." && name != "..").collect();
             assert_eq!(files, expected);
         }
     }

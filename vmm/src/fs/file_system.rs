@@ -52,13 +52,17 @@ pub enum FsError {
     #[error("cannot read the share's attributes: {0}")]
     Root(#[source] Errno),
     /// The way to reopen files is not there.
-    #[error("the descriptor given for /proc/self/fd is not that of this process ({0}); open it after the last fork")]
+    #[error(
+        "the descriptor given for /proc/self/fd is not that of this process ({0}); open it after the last fork"
+    )]
     DescriptorDirectory(#[source] Errno),
     /// The tag does not fit.
     #[error("the tag {0:?} has {1} bytes; 1 to 36 fit")]
     Tag(String, usize),
     /// The thread cannot be readied.
-    #[error("cannot ready the file system's thread to act as the guest's users: {0}; CAP_SETPCAP is needed where CAP_SETUID is held")]
+    #[error(
+        "cannot ready the file system's thread to act as the guest's users: {0}; CAP_SETPCAP is needed where CAP_SETUID is held"
+    )]
     Credentials(#[source] Errno),
     /// The host refused something else.
     #[error("{0}: {1}")]
@@ -107,8 +111,7 @@ impl FileSystem {
         // Extended attributes are reached by a relative name, since there is no getxattr for an O_PATH descriptor.
         rustix::process::fchdir(descriptors.as_fd()).map_err(FsError::DescriptorDirectory)?;
         let place = config.cache_policy.root();
-        let inodes =
-            InodeStore::new(budget.inodes, config.root, &status, place).map_err(FsError::Root)?;
+        let inodes = InodeStore::new(budget.inodes, config.root, &status, place).map_err(FsError::Root)?;
         Ok(Self {
             inodes,
             handles: HandleStore::new(budget.handles),

@@ -138,12 +138,8 @@ impl DescriptorDirectory {
     /// `EINVAL` when it is something else; else what the check's system calls returned.
     pub(super) fn new(directory: OwnedFd) -> Result<Self, Errno> {
         let itself = Status::of(&directory)?;
-        let through = rustix::fs::statx(
-            &directory,
-            DecInt::from_fd(&directory),
-            AtFlags::empty(),
-            Status::WANTED,
-        );
+        let through =
+            rustix::fs::statx(&directory, DecInt::from_fd(&directory), AtFlags::empty(), Status::WANTED);
         match through {
             Ok(status) if Status::from(&status).identity == itself.identity => Ok(Self { directory }),
             _ => Err(Errno::INVAL),

@@ -102,7 +102,12 @@ impl InodeStore {
     ///
     /// # Errors
     /// `ENFILE` when the guest holds as many inodes as it may.
-    pub(super) fn look_up(&mut self, status: &Status, place: Place, descriptor: OwnedFd) -> Result<u64, Errno> {
+    pub(super) fn look_up(
+        &mut self,
+        status: &Status,
+        place: Place,
+        descriptor: OwnedFd,
+    ) -> Result<u64, Errno> {
         let identity = status.identity;
         if let Some(number) = self.look_up_known(&identity) {
             return Ok(number);

@@ -10,9 +10,9 @@ use super::limits::{DescriptorBudget, NAME_BYTES, PATH_BYTES, REQUEST_BYTES, XAT
 use super::operations::{Caller, Listing, Xattr};
 use super::wire::{
     AccessIn, BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, ForgetIn, ForgetOne, FsyncIn,
-    GetxattrIn, GetxattrOut, InHeader, InitIn, LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, Opcode, OpenIn, OutHeader,
-    ReadIn, ReleaseIn, Rename2In, RenameIn, SETXATTR_IN_SHORT, SetattrIn, SetxattrIn, StatxIn, Truncated, Wire,
-    WriteIn, WriteOut,
+    GetxattrIn, GetxattrOut, InHeader, InitIn, LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, Opcode, OpenIn,
+    OutHeader, ReadIn, ReleaseIn, Rename2In, RenameIn, SETXATTR_IN_SHORT, SetattrIn, SetxattrIn, StatxIn,
+    Truncated, Wire, WriteIn, WriteOut,
 };
 
 /// The most names that one READDIR returns, in bytes.

@@ -6,9 +6,7 @@ use rustix::io::Errno;
 use super::Caller;
 use crate::fs::file_system::FileSystem;
 use crate::fs::host::{GUEST_ATTRIBUTES, Status, name_of};
-use crate::fs::wire::{
-    AttributesOut, SetattrIn, SetattrValid, StatfsOut, StatxOut, StatxTime,
-};
+use crate::fs::wire::{AttributesOut, SetattrIn, SetattrValid, StatfsOut, StatxOut, StatxTime};
 
 impl FileSystem {
     /// The attributes of `node`.
@@ -42,7 +40,8 @@ impl FileSystem {
         if valid.contains(SetattrValid::SIZE) {
             self.set_size(node, valid, request)?;
         }
-        let times = SetattrValid::ATIME | SetattrValid::MTIME | SetattrValid::ATIME_NOW | SetattrValid::MTIME_NOW;
+        let times =
+            SetattrValid::ATIME | SetattrValid::MTIME | SetattrValid::ATIME_NOW | SetattrValid::MTIME_NOW;
         if valid.intersects(times) {
             self.set_times(node, valid, request)?;
         }
@@ -60,7 +59,11 @@ impl FileSystem {
         let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
         let status = rustix::fs::statx(inode, c"", flags, wanted | StatxFlags::BASIC_STATS)?;
         let valid = self.cache_policy.inode(inode.place()).attributes;
-        let out = StatxOut { valid: valid.as_secs(), valid_nanoseconds: valid.subsec_nanos(), ..statx_out(&status) };
+        let out = StatxOut {
+            valid: valid.as_secs(),
+            valid_nanoseconds: valid.subsec_nanos(),
+            ..statx_out(&status)
+        };
         Ok(StatxOut { mask: out.mask & known.bits(), ..out })
     }
 
@@ -138,7 +141,8 @@ impl FileSystem {
     }
 
     fn set_times(&self, node: u64, valid: SetattrValid, request: &SetattrIn) -> Result<(), Errno> {
-        let time = |set, now, seconds: u64, nanoseconds: u32| match (valid.contains(now), valid.contains(set)) {
+        let time = |set, now, seconds: u64, nanoseconds: u32| match (valid.contains(now), valid.contains(set))
+        {
             (true, _) => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
             (false, true) => Timespec { tv_sec: seconds.cast_signed(), tv_nsec: i64::from(nanoseconds) },
             (false, false) => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
@@ -163,7 +167,8 @@ impl FileSystem {
 }
 
 fn statx_out(status: &Statx) -> StatxOut {
-    let time = |time: StatxTimestamp| StatxTime { seconds: time.tv_sec, nanoseconds: time.tv_nsec, reserved: 0 };
+    let time =
+        |time: StatxTimestamp| StatxTime { seconds: time.tv_sec, nanoseconds: time.tv_nsec, reserved: 0 };
     StatxOut {
         mask: status.stx_mask,
         block_size: status.stx_blksize,

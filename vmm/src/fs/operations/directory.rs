@@ -6,7 +6,9 @@ use rustix::io::Errno;
 use crate::fs::directory_stream::DirectoryStream;
 use crate::fs::file_system::FileSystem;
 use crate::fs::handle_store::Handle;
-use crate::fs::wire::{EntryOut, FSYNC_DATA_ONLY, FsyncIn, OpenOut, OpenOutFlags, ReadIn, Wire, put_directory_entry};
+use crate::fs::wire::{
+    EntryOut, FSYNC_DATA_ONLY, FsyncIn, OpenOut, OpenOutFlags, ReadIn, Wire, put_directory_entry,
+};
 
 /// Whether names come alone or with a lookup each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use crate::fs::file_system::FileSystem;
 use crate::fs::handle_store::{Handle, OpenFile};
 use crate::fs::host::open_beneath;
 use crate::fs::wire::{
-    CreateIn, EntryOut, FSYNC_DATA_ONLY, FsyncIn, OPEN_KILL_SUIDGID, OpenIn, OpenOut, OpenOutFlags, ReadIn, WRITE_CACHE,
-    WRITE_KILL_SUIDGID, WriteIn,
+    CreateIn, EntryOut, FSYNC_DATA_ONLY, FsyncIn, OPEN_KILL_SUIDGID, OpenIn, OpenOut, OpenOutFlags, ReadIn,
+    WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn,
 };
 
 /// The flags of the guest's `open` that reach the host's. Their values are the same on both sides (x86-64).
@@ -118,7 +118,8 @@ impl FileSystem {
         let count = vector_count(&self.io_vectors)?;
         // SAFETY: each vector lies in memory that `into` borrows for longer than this call and that Rust code
         // accesses as volatile memory only; the kernel writes to the vectors and to nothing else.
-        let result = unsafe { libc::preadv64(file.as_fd().as_raw_fd(), self.io_vectors.as_ptr(), count, offset) };
+        let result =
+            unsafe { libc::preadv64(file.as_fd().as_raw_fd(), self.io_vectors.as_ptr(), count, offset) };
         io_result(result as libc::c_long)
     }
 
@@ -145,7 +146,8 @@ impl FileSystem {
         from.io_vectors(begin, length, &mut self.io_vectors);
         let count = vector_count(&self.io_vectors)?;
         // SAFETY: each vector lies in memory that `from` borrows for longer than this call; the kernel only reads it.
-        let result = unsafe { libc::pwritev64(file.as_fd().as_raw_fd(), self.io_vectors.as_ptr(), count, offset) };
+        let result =
+            unsafe { libc::pwritev64(file.as_fd().as_raw_fd(), self.io_vectors.as_ptr(), count, offset) };
         io_result(result as libc::c_long)
     }
 

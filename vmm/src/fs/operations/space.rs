@@ -49,7 +49,8 @@ impl FileSystem {
         let (from, to) = self.handles.files(request.handle_in, request.handle_out)?;
         let (mut offset_in, mut offset_out) = (request.offset_in, request.offset_out);
         let length = usize::try_from(request.length.min(COPY_BYTES)).unwrap_or(usize::MAX);
-        let copied = rustix::fs::copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), length)?;
+        let copied =
+            rustix::fs::copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), length)?;
         // Not more than COPY_BYTES.
         u32::try_from(copied).map_err(|_| Errno::IO)
     }

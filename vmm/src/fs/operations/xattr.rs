@@ -16,13 +16,8 @@ use crate::fs::wire::{SETXATTR_ACL_KILL_SGID, SetxattrIn};
 
 /// The attributes that a guest may change. Labels and hashes that guard the host itself (`security.selinux`,
 /// `security.ima`, …) are not among them.
-const CHANGEABLE: [&[u8]; 5] = [
-    b"user.",
-    b"trusted.",
-    b"security.capability",
-    b"system.posix_acl_access",
-    b"system.posix_acl_default",
-];
+const CHANGEABLE: [&[u8]; 5] =
+    [b"user.", b"trusted.", b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];
 
 /// What a read of an attribute returns.
 #[derive(Debug, PartialEq, Eq)]

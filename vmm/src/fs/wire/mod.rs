@@ -13,22 +13,22 @@ mod locks;
 mod opcode;
 
 pub use attributes::{
-    Attributes, AttributesOut, GetattrIn, SetattrIn, SetattrValid, StatfsOut, StatxIn, StatxOut, StatxTime,
-    ATTR_SUBMOUNT, GETATTR_FH,
+    ATTR_SUBMOUNT, Attributes, AttributesOut, GETATTR_FH, GetattrIn, SetattrIn, SetattrValid, StatfsOut,
+    StatxIn, StatxOut, StatxTime,
 };
 pub use directory::{
-    BatchForgetIn, Entry, EntryOut, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn,
-    DIRECTORY_ENTRY_HEADER, put_directory_entry,
+    BatchForgetIn, DIRECTORY_ENTRY_HEADER, Entry, EntryOut, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn,
+    Rename2In, RenameIn, put_directory_entry,
 };
 pub use file::{
-    AccessIn, CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, FsyncIn, GetxattrIn, GetxattrOut, LseekIn, LseekOut,
-    OpenIn, OpenOut, OpenOutFlags, ReadIn, ReleaseIn, SetxattrIn, WriteIn, WriteOut, FSYNC_DATA_ONLY,
-    OPEN_KILL_SUIDGID, RELEASE_FLOCK_UNLOCK, SETXATTR_ACL_KILL_SGID, SETXATTR_IN_SHORT, WRITE_CACHE,
-    WRITE_KILL_SUIDGID,
+    AccessIn, CopyFileRangeIn, CreateIn, FSYNC_DATA_ONLY, FallocateIn, FlushIn, FsyncIn, GetxattrIn,
+    GetxattrOut, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, OpenOutFlags, RELEASE_FLOCK_UNLOCK,
+    ReadIn, ReleaseIn, SETXATTR_ACL_KILL_SGID, SETXATTR_IN_SHORT, SetxattrIn, WRITE_CACHE,
+    WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 pub use header::{InHeader, OutHeader};
 pub use init::{InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION};
-pub use locks::{FileLock, InterruptIn, LockIn, LockOut, LOCK_FLOCK};
+pub use locks::{FileLock, InterruptIn, LOCK_FLOCK, LockIn, LockOut};
 pub use opcode::Opcode;
 
 /// The node id of the root.
