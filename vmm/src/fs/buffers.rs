@@ -87,7 +87,7 @@ impl<'m> Segments<'m> {
             let start = piece.ptr_guard_mut().as_ptr();
             match vectors.last_mut() {
                 Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == start.cast() => {
-                    last.iov_len += count
+                    last.iov_len += count;
                 }
                 _ => vectors.push(libc::iovec { iov_base: start.cast(), iov_len: count }),
             }
