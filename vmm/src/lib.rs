@@ -3,7 +3,17 @@
 //! It knows nothing of containers. Everything that the guest can write is hostile: it is bounded, checked, and
 //! answered with an error or a dead device, never with a panic.
 
+pub mod boot;
+pub mod bus;
+pub mod clock;
 pub mod control;
+pub mod cpu;
 pub mod devices;
+pub mod event_loop;
 pub mod fs;
+pub mod kvm;
+pub mod layout;
 pub mod memory;
+pub mod outcome;
+pub mod process;
+pub mod vm;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,12 +17,17 @@ pub const CONFIGURATION_CHANGE: u32 = 1 << 1;
 pub struct Interrupt {
     line: Arc<EventFd>,
     status: Arc<AtomicU32>,
+    broken: Arc<AtomicBool>,
 }
 
 impl Interrupt {
     /// An interrupt that is raised by writing to `line`, which KVM has as an irqfd.
     pub fn new(line: EventFd) -> Self {
-        Self { line: Arc::new(line), status: Arc::new(AtomicU32::new(0)) }
+        Self {
+            line: Arc::new(line),
+            status: Arc::new(AtomicU32::new(0)),
+            broken: Arc::new(AtomicBool::new(false)),
+        }
     }
 
     /// Tells the driver that buffers were used. Whether the driver wants to know is the queue's business
@@ -42,6 +47,21 @@ impl Interrupt {
         self.raise(CONFIGURATION_CHANGE)
     }
 
+    /// The device has found its queues in a state from which it cannot go on, and has stopped: the driver sees
+    /// `DEVICE_NEEDS_RESET` (virtio 1.2, 2.1.2).
+    ///
+    /// # Errors
+    /// What the eventfd's write returned.
+    pub fn needs_reset(&self) -> io::Result<()> {
+        self.broken.store(true, Ordering::SeqCst);
+        self.configuration_change()
+    }
+
+    /// Whether the device has stopped since it was last reset.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
+    }
+
     /// The reasons that the driver has not acknowledged.
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
@@ -50,6 +70,12 @@ impl Interrupt {
     /// The driver acknowledges `reasons`.
     pub fn acknowledge(&self, reasons: u32) {
         self.status.fetch_and(!reasons, Ordering::SeqCst);
+    }
+
+    /// The device has been reset: nothing is pending any more.
+    pub fn reset(&self) {
+        self.broken.store(false, Ordering::SeqCst);
+        self.status.store(0, Ordering::SeqCst);
     }
 
     /// The eventfd to register with KVM.

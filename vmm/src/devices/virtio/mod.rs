@@ -1,8 +1,14 @@
 //! virtio devices (Virtual I/O Device specification, version 1.2, called "virtio 1.2" below).
 
+pub mod balloon;
 pub mod device;
 pub mod fs;
 pub mod interrupt;
+pub mod mmio;
+pub mod queue;
+pub mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use device::{Activation, ActivationError, DeviceQueue, VirtioDevice};
 pub use interrupt::Interrupt;

@@ -1,0 +1,148 @@
+//! Serving a queue whose requests are answered at once.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+
+use super::device::{ActivationError, DeviceQueue};
+use super::{Activation, Interrupt};
+use crate::event_loop::{EventFlags, EventLoop, Handler, Registration};
+use crate::memory::GuestMemory;
+
+/// A chain of descriptors that the driver has made available.
+pub type Chain<'a> = DescriptorChain<&'a GuestMemory>;
+
+/// A queue that the driver has brought into a state that no driver may.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The rings.
+    #[error("the driver has broken its queue: {0}")]
+    Queue(#[from] virtio_queue::Error),
+    /// The interrupt could not be raised or the queue not be notified.
+    #[error("eventfd: {0}")]
+    EventFd(#[from] io::Error),
+}
+
+/// Answers requests of one queue.
+pub trait Service: Send {
+    /// Answers the request in `chain` and returns how many bytes it has written. A request that makes no sense is
+    /// answered with nothing: whatever is in it, the device goes on.
+    fn serve(&mut self, memory: &GuestMemory, queue: usize, chain: Chain<'_>) -> u32;
+}
+
+/// Serves everything that is available in the queue right now, one round: a driver that keeps adding is served again
+/// when the loop comes round.
+///
+/// # Errors
+/// A queue in an impossible state.
+pub fn serve_queue(
+    memory: &GuestMemory,
+    index: usize,
+    device_queue: &mut DeviceQueue,
+    interrupt: &Interrupt,
+    service: &mut dyn Service,
+) -> Result<(), QueueError> {
+    let queue = &mut device_queue.queue;
+    let mut served = false;
+    for _ in 0..queue.size() {
+        let Some(chain) = queue.iter(memory)?.next() else { break };
+        let head = chain.head_index();
+        let written = service.serve(memory, index, chain);
+        queue.add_used(memory, head, written)?;
+        served = true;
+    }
+    if served && queue.needs_notification(memory)? {
+        interrupt.used_buffer()?;
+    }
+    // What the driver has added after the last look it need not notify again.
+    if queue.enable_notification(memory)? {
+        device_queue.notification.write(1)?;
+    }
+    Ok(())
+}
+
+struct Active {
+    memory: GuestMemory,
+    queues: Vec<Option<DeviceQueue>>,
+    interrupt: Interrupt,
+}
+
+struct State {
+    active: Option<Active>,
+    service: Box<dyn Service>,
+}
+
+/// The queues of a device that are served on the event loop.
+pub struct Server {
+    event_loop: EventLoop,
+    state: Arc<Mutex<State>>,
+    registrations: Vec<Registration>,
+}
+
+struct Notified {
+    state: Arc<Mutex<State>>,
+    queue: usize,
+}
+
+impl Handler for Notified {
+    fn ready(&self, _ready: EventFlags) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { active, service } = &mut *state;
+        let Some(Active { memory, queues, interrupt }) = active else { return };
+        let Some(Some(queue)) = queues.get_mut(self.queue) else { return };
+        // Nobody else reads it, and a counter that is already zero is not an error worth more than a look.
+        let _ = queue.notification.read();
+        if serve_queue(memory, self.queue, queue, interrupt, service.as_mut()).is_err() {
+            // The driver has broken the device; it alone can mend it.
+            let _ = interrupt.needs_reset();
+            *active = None;
+        }
+    }
+}
+
+impl Server {
+    /// A server that has no queues yet.
+    pub fn new(event_loop: EventLoop, service: Box<dyn Service>) -> Self {
+        let state = Arc::new(Mutex::new(State { active: None, service }));
+        Self { event_loop, state, registrations: Vec::new() }
+    }
+
+    /// Starts serving the queues that the driver has enabled.
+    ///
+    /// # Errors
+    /// The host's refusal.
+    pub fn start(&mut self, activation: Activation) -> Result<(), ActivationError> {
+        let Activation { memory, queues, interrupt, features: _ } = activation;
+        let mut descriptors = Vec::new();
+        for (index, queue) in queues.iter().enumerate() {
+            let Some(queue) = queue else { continue };
+            let descriptor = queue.notification.try_clone();
+            descriptors.push((index, descriptor.map_err(|source| host("dup of an eventfd", source))?));
+        }
+        self.lock().active = Some(Active { memory, queues, interrupt });
+        for (queue, eventfd) in descriptors {
+            let handler = Arc::new(Notified { state: Arc::clone(&self.state), queue });
+            // SAFETY: the descriptor is open as long as `eventfd`, which outlives the borrow.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
+            let registration = self.event_loop.add(descriptor, EventFlags::IN, handler);
+            self.registrations.push(registration.map_err(|source| host("epoll_ctl", source))?);
+        }
+        Ok(())
+    }
+
+    /// Stops serving. When it returns nobody touches guest memory any more.
+    pub fn stop(&mut self) {
+        self.registrations.clear();
+        self.lock().active = None;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn host(what: &'static str, source: io::Error) -> ActivationError {
+    ActivationError::Host { what, source }
+}

@@ -1,0 +1,137 @@
+//! The VMM that the shim has re-executed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use super::{FAILURE, devices, exit_status, tuning, wake_on};
+use crate::clock::monotonic_ns;
+use crate::control::{Boot, CONSOLE_TAIL, Counters, Event, FileRole, Request, StopReason, VmmEnd};
+use crate::devices::console::Console;
+use crate::event_loop::{EventFlags, EventLoop, Handler};
+use crate::outcome::Outcome;
+use crate::vm::{RunningVm, Vm, VmConfig};
+
+/// Builds and runs the virtual machine that [`Request::Boot`] on the control socket describes, and returns the exit
+/// status of the process, which has to exit then. `control_fd` is the number of the descriptor at which the parent
+/// has left a [`VmmEnd`]; nothing else in the process may use it.
+pub fn run(control_fd: RawFd) -> i32 {
+    let process_start_ns = monotonic_ns();
+    tuning::use_one_arena();
+    // SAFETY: the parent has opened the descriptor for this function alone, as its documentation demands.
+    let control = unsafe { OwnedFd::from_raw_fd(control_fd) };
+    let control = Arc::new(VmmEnd::from(control));
+    if let Err(error) = rustix::io::fcntl_setfd(control.as_fd(), rustix::io::FdFlags::CLOEXEC) {
+        eprintln!("vmm: control descriptor {control_fd}: {error}");
+        return FAILURE;
+    }
+    let console = Console::default();
+    let reason = match serve(&control, process_start_ns, &console) {
+        Ok(reason) => reason,
+        Err(message) => StopReason::Failed { message },
+    };
+    let status = exit_status(&reason);
+    let stopped = Event::Stopped { reason, console: console.tail(CONSOLE_TAIL) };
+    // The shim may be gone, which is why the VMM ends.
+    let _ = control.send(&stopped, &[]);
+    status
+}
+
+/// From the first message to the end of the virtual machine. An error is a message for the user.
+fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Result<StopReason, String> {
+    tuning::die_with_parent().map_err(|error| format!("PR_SET_PDEATHSIG: {error}"))?;
+    let (boot, mut files) = receive_boot(control)?;
+    let config_received_ns = monotonic_ns();
+
+    let event_loop = EventLoop::new().map_err(|error| format!("epoll: {error}"))?;
+    let kernel = files.take(FileRole::Kernel).ok_or("the message to boot comes without a kernel")?;
+    let initramfs = files.take(FileRole::Initramfs).map(File::from);
+    let devices = devices::build(&event_loop);
+    let config = VmConfig {
+        vcpus: boot.vcpus,
+        memory_mib: boot.memory_mib,
+        kernel_parameters: boot.kernel_parameters,
+        console_verbose: boot.console_verbose,
+    };
+    let vm = Vm::build(&config, kernel.into(), initramfs.as_ref(), devices, console.clone());
+    let vm = Arc::new(vm.and_then(Vm::start).map_err(|error| error.to_string())?);
+
+    let mut timeline = vm.timeline();
+    (timeline.process_start_ns, timeline.config_received_ns) = (process_start_ns, config_received_ns);
+    control.send(&Event::Started(timeline), &[]).map_err(|error| error.to_string())?;
+    wait(control, &vm, &event_loop)?;
+    let reason = vm.stop_reason().ok_or("the event loop ended by itself")?;
+    // The process exits now and takes the vCPUs along. Stopping them one by one would only delay it.
+    std::mem::forget(vm);
+    Ok(reason)
+}
+
+/// The descriptors of a message to boot, by their role.
+struct Files(BTreeMap<FileRole, OwnedFd>);
+
+impl Files {
+    fn take(&mut self, role: FileRole) -> Option<OwnedFd> {
+        self.0.remove(&role)
+    }
+}
+
+fn receive_boot(control: &VmmEnd) -> Result<(Boot, Files), String> {
+    let message = control.receive().map_err(|error| error.to_string())?;
+    let (request, descriptors) = message.ok_or("the control socket was closed before a message to boot")?;
+    let Request::Boot(boot) = request else {
+        return Err("the first message on the control socket has to be the one to boot".into());
+    };
+    if boot.files.len() != descriptors.len() {
+        let (named, came) = (boot.files.len(), descriptors.len());
+        return Err(format!("the message to boot names {named} files and comes with {came} descriptors"));
+    }
+    let files: BTreeMap<_, _> = boot.files.iter().copied().zip(descriptors).collect();
+    if files.len() != boot.files.len() {
+        return Err("the message to boot names a file twice".into());
+    }
+    Ok((boot, Files(files)))
+}
+
+/// Runs the event loop until the virtual machine has stopped.
+fn wait(control: &Arc<VmmEnd>, vm: &Arc<RunningVm>, event_loop: &EventLoop) -> Result<(), String> {
+    let outcome = vm.outcome();
+    let requests =
+        Requests { control: Arc::clone(control), vm: Arc::clone(vm), outcome: Arc::clone(&outcome) };
+    let epoll = |error| format!("epoll: {error}");
+    let _control = event_loop.add(control.as_fd(), EventFlags::IN, Arc::new(requests)).map_err(epoll)?;
+    let _outcome = wake_on(event_loop, &outcome).map_err(epoll)?;
+    event_loop.run(|| outcome.get().is_some()).map_err(epoll)
+}
+
+/// Answers the shim while the virtual machine runs.
+struct Requests {
+    control: Arc<VmmEnd>,
+    vm: Arc<RunningVm>,
+    outcome: Arc<Outcome>,
+}
+
+impl Handler for Requests {
+    fn ready(&self, _ready: EventFlags) {
+        match self.control.receive() {
+            Ok(Some((Request::Counters, _))) => self.send_counters(),
+            // A closed socket is the end of the shim, and with it of the VMM.
+            Ok(Some((Request::Stop, _)) | None) => self.outcome.set(StopReason::Stopped),
+            Ok(Some((Request::Boot(_), _))) => self.fail("a second message to boot"),
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+}
+
+impl Requests {
+    fn send_counters(&self) {
+        let counters = Counters { exits: self.vm.counters().by_reason() };
+        if let Err(error) = self.control.send(&Event::Counters(counters), &[]) {
+            self.fail(&error.to_string());
+        }
+    }
+
+    fn fail(&self, message: &str) {
+        self.outcome.set(StopReason::Failed { message: message.to_owned() });
+    }
+}

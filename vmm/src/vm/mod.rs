@@ -1,0 +1,358 @@
+//! A virtual machine: built from its parts, then run until it stops.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::boot::{self, BootError, CommandLine, CommandLineError, KernelError, KernelImage, Loaded};
+use crate::bus::{Bus, Overlap};
+use crate::clock::monotonic_ns;
+use crate::control::{StopReason, Timeline};
+use crate::cpu::cpuid::Supported;
+use crate::cpu::thread::{Machine, handle_interrupt_signal};
+use crate::cpu::{CpuidError, ExitCounters, Topology, Vcpu, VcpuError, VcpuThread};
+use crate::devices::console::{Console, SERIAL_PORT, SERIAL_PORTS, SerialPort};
+use crate::devices::power::{KEYBOARD_COMMAND_PORT, KeyboardController, POWER_PORT, Power};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::kvm::{self, KvmError};
+use crate::layout::{
+    FIRST_INTERRUPT, KVM_IDENTITY_MAP, KVM_TSS, LAST_INTERRUPT, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
+};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::outcome::Outcome;
+
+/// What the virtual machine is to be.
+#[derive(Debug, Clone)]
+pub struct VmConfig {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Kernel parameters, added at the end of the VMM's own.
+    pub kernel_parameters: String,
+    /// Whether the guest kernel writes its log to the console as it goes.
+    pub console_verbose: bool,
+}
+
+/// Why a virtual machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The guest kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The kernel command line.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// Kernel, initramfs or tables.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// KVM is of no use.
+    #[error(transparent)]
+    Unusable(#[from] KvmError),
+    /// KVM refused something.
+    #[error("{step}: {source}")]
+    Kvm {
+        /// What was asked of KVM.
+        step: &'static str,
+        /// Its answer.
+        source: kvm_ioctls::Error,
+    },
+    /// CPUID.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
+    /// More devices than there are interrupts.
+    #[error("{count} virtio devices are too many: there are interrupts for {}", LAST_INTERRUPT - FIRST_INTERRUPT + 1)]
+    TooManyDevices {
+        /// How many were asked for.
+        count: usize,
+    },
+    /// The host refused something.
+    #[error("{step}: {source}")]
+    Host {
+        /// What was asked of the host.
+        step: &'static str,
+        /// Its answer.
+        source: io::Error,
+    },
+}
+
+/// A virtual machine that is built and does not run yet.
+pub struct Vm {
+    machine: Arc<Machine>,
+    vcpus: Vec<Vcpu>,
+    console: Console,
+    timeline: Timeline,
+    /// Held as long as its vCPUs run.
+    vm: VmFd,
+}
+
+/// A virtual machine that runs. Dropping it stops it.
+pub struct RunningVm {
+    machine: Arc<Machine>,
+    threads: Vec<VcpuThread>,
+    console: Console,
+    timeline: Timeline,
+    _vm: VmFd,
+}
+
+fn kvm_error(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
+    move |source| BuildError::Kvm { step, source }
+}
+
+fn host_error(step: &'static str) -> impl Fn(io::Error) -> BuildError {
+    move |source| BuildError::Host { step, source }
+}
+
+impl Vm {
+    /// Builds a virtual machine with the given virtio devices.
+    ///
+    /// # Errors
+    /// Whatever makes it impossible, named with its remedy.
+    pub fn build(
+        config: &VmConfig,
+        kernel: File,
+        initramfs: Option<&File>,
+        devices: Vec<Box<dyn VirtioDevice>>,
+        console: Console,
+    ) -> Result<Self, BuildError> {
+        let command_line = command_line(config, devices.len())?;
+        let kernel = KernelImage::open(kernel)?;
+        let memory = memory::allocate(config.memory_mib)?;
+        let kvm = kvm::open()?;
+        kvm::check_vcpus(config.vcpus, &kvm)?;
+        let mut timeline = Timeline::default();
+
+        // The kernel's bytes are copied while KVM makes the machine.
+        let (loaded, built) = std::thread::scope(|scope| {
+            let loader = std::thread::Builder::new().name("loader".into());
+            let (memory, command_line) = (&memory, &command_line);
+            let loading = loader.spawn_scoped(scope, move || {
+                let loaded = boot::load(memory, &kernel, initramfs, command_line, config.vcpus);
+                (loaded, monotonic_ns())
+            });
+            let built = build_machine(config, &kvm, memory, devices, &console);
+            let loaded = loading.map(std::thread::ScopedJoinHandle::join);
+            (loaded, built)
+        });
+        let (loaded, kernel_loaded_ns) = joined(loaded)?;
+        let loaded = loaded?;
+        let Built { vm, machine, vcpus, memory_ready_ns } = built?;
+        timeline.memory_ready_ns = memory_ready_ns;
+        timeline.kernel_loaded_ns = kernel_loaded_ns;
+        if let Some(first) = vcpus.first() {
+            first.set_entry(loaded.entry)?;
+        }
+        Ok(Self { machine: Arc::new(machine), vcpus, console, timeline, vm })
+    }
+
+    /// What tells that the virtual machine has stopped.
+    pub fn outcome(&self) -> Arc<Outcome> {
+        Arc::clone(&self.machine.outcome)
+    }
+
+    /// Starts the vCPUs. When it returns the first one is about to execute its first instruction.
+    ///
+    /// # Errors
+    /// The host's refusal of a thread.
+    pub fn start(self) -> Result<RunningVm, BuildError> {
+        handle_interrupt_signal().map_err(host_error("signal handler"))?;
+        let Self { machine, vcpus, console, timeline, vm } = self;
+        let mut running = RunningVm { machine, threads: Vec::new(), console, timeline, _vm: vm };
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let mut sender = Some(sender);
+        for vcpu in vcpus {
+            let thread = vcpu.spawn(Arc::clone(&running.machine), sender.take())?;
+            running.threads.push(thread);
+        }
+        let gone =
+            |_| BuildError::Host { step: "first vCPU thread", source: io::ErrorKind::BrokenPipe.into() };
+        running.timeline.first_instruction_ns = receiver.recv().map_err(gone)?;
+        Ok(running)
+    }
+}
+
+type Loading = (Result<Loaded, BootError>, u64);
+
+/// What the loader's thread has to say; that it could not start or has panicked is an error too.
+fn joined(loaded: io::Result<std::thread::Result<Loading>>) -> Result<Loading, BuildError> {
+    let loaded = loaded.map_err(host_error("loader thread"))?;
+    loaded.map_err(|_| BuildError::Host { step: "loader thread", source: io::Error::other("it panicked") })
+}
+
+impl RunningVm {
+    /// When what happened.
+    pub fn timeline(&self) -> Timeline {
+        self.timeline
+    }
+
+    /// What tells that the virtual machine has stopped.
+    pub fn outcome(&self) -> Arc<Outcome> {
+        Arc::clone(&self.machine.outcome)
+    }
+
+    /// Exits by reason.
+    pub fn counters(&self) -> &ExitCounters {
+        &self.machine.counters
+    }
+
+    /// Why the virtual machine has stopped, by all that is known: a reset after the kernel has panicked is a panic.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        let reason = self.machine.outcome.get()?;
+        if reason != StopReason::Rebooted {
+            return Some(reason);
+        }
+        let panic = self.console.panic_message().map(|message| StopReason::Panicked { message });
+        Some(panic.unwrap_or(reason))
+    }
+
+    /// Stops the vCPUs and waits for their threads.
+    pub fn stop(&mut self) {
+        self.machine.stopping.store(true, Ordering::SeqCst);
+        self.threads.iter().for_each(VcpuThread::interrupt);
+        self.threads.drain(..).for_each(VcpuThread::join);
+    }
+}
+
+impl Drop for RunningVm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Where the virtio-mmio device with this number lies, and its interrupt.
+fn slot(index: usize) -> Option<(u64, u32)> {
+    let index = u32::try_from(index).ok()?;
+    let interrupt = FIRST_INTERRUPT.checked_add(index).filter(|&interrupt| interrupt <= LAST_INTERRUPT)?;
+    Some((VIRTIO_MMIO_BASE + u64::from(index) * VIRTIO_MMIO_SIZE, interrupt))
+}
+
+fn command_line(config: &VmConfig, devices: usize) -> Result<CommandLine, BuildError> {
+    let mut line = CommandLine::new(config.console_verbose);
+    for index in 0..devices {
+        let (address, interrupt) = slot(index).ok_or(BuildError::TooManyDevices { count: devices })?;
+        line.add_virtio_mmio(address, VIRTIO_MMIO_SIZE, interrupt);
+    }
+    Ok(line.finish(&config.kernel_parameters)?)
+}
+
+/// The machine around the kernel.
+struct Built {
+    vm: VmFd,
+    machine: Machine,
+    vcpus: Vec<Vcpu>,
+    memory_ready_ns: u64,
+}
+
+fn build_machine(
+    config: &VmConfig,
+    kvm: &Kvm,
+    memory: &GuestMemory,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    console: &Console,
+) -> Result<Built, BuildError> {
+    let vm = create_vm(kvm)?;
+    register_memory(&vm, memory)?;
+    let memory_ready_ns = monotonic_ns();
+    vm.create_irq_chip().map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
+
+    let machine = Machine {
+        ports: ports(console)?,
+        memory: virtio_bus(&vm, memory, devices)?,
+        counters: ExitCounters::default(),
+        outcome: Arc::new(Outcome::new().map_err(host_error("eventfd"))?),
+        stopping: AtomicBool::new(false),
+    };
+    let vcpus = create_vcpus(kvm, &vm, config.vcpus)?;
+    Ok(Built { vm, machine, vcpus, memory_ready_ns })
+}
+
+/// An empty VM. KVM_CREATE_VM waits for nothing that a signal could interrupt but may still return EINTR.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => break other.map_err(kvm_error("KVM_CREATE_VM"))?,
+        }
+    };
+    vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    let tss = usize::try_from(KVM_TSS).unwrap_or_default();
+    vm.set_tss_address(tss).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
+    Ok(vm)
+}
+
+/// Tells KVM of guest memory, one slot per region.
+fn register_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), BuildError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is a mapping of guest memory, which is never unmapped.
+        unsafe { vm.set_user_memory_region(region) }.map_err(kvm_error("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
+fn ports(console: &Console) -> Result<Bus, BuildError> {
+    let mut ports = Bus::default();
+    let serial = SerialPort::new(console.clone());
+    ports.insert(SERIAL_PORT, SERIAL_PORTS, Arc::new(Mutex::new(serial)))?;
+    ports.insert(POWER_PORT, 1, Arc::new(Mutex::new(Power)))?;
+    ports.insert(KEYBOARD_COMMAND_PORT, 1, Arc::new(Mutex::new(KeyboardController)))?;
+    Ok(ports)
+}
+
+/// Puts every device behind a transport whose notifications and interrupt KVM handles.
+fn virtio_bus(
+    vm: &VmFd,
+    memory: &GuestMemory,
+    devices: Vec<Box<dyn VirtioDevice>>,
+) -> Result<Bus, BuildError> {
+    let count = devices.len();
+    let mut bus = Bus::default();
+    for (index, device) in devices.into_iter().enumerate() {
+        let (address, interrupt) = slot(index).ok_or(BuildError::TooManyDevices { count })?;
+        let transport = MmioTransport::new(device, memory.clone()).map_err(host_error("eventfd"))?;
+        let notify = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
+        for (queue, eventfd) in (0u32..).zip(transport.notifications()) {
+            vm.register_ioevent(eventfd, &notify, queue).map_err(kvm_error("KVM_IOEVENTFD"))?;
+        }
+        vm.register_irqfd(transport.interrupt().line(), interrupt).map_err(kvm_error("KVM_IRQFD"))?;
+        bus.insert(address, VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
+    }
+    Ok(bus)
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u32) -> Result<Vec<Vcpu>, BuildError> {
+    let supported = Supported::query(kvm)?;
+    let run_size = kvm.get_vcpu_mmap_size().map_err(kvm_error("KVM_GET_VCPU_MMAP_SIZE"))?;
+    let mut vcpus = Vec::new();
+    for id in 0..count {
+        let vcpu = Vcpu::new(vm, id, run_size)?;
+        let topology = Topology { vcpus: count, tsc_khz: vcpu.tsc_khz()? };
+        vcpu.configure(&supported, topology)?;
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+#[cfg(test)]
+mod tests;

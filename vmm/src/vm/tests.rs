@@ -1,0 +1,196 @@
+//! Tiny hand-written guests on the host's KVM. Where there is none they are skipped with a message.
+
+use std::os::fd::AsFd;
+
+use super::*;
+use crate::boot::tests::{file_of, kernel_bytes};
+use crate::event_loop::{EventFlags, EventLoop, Handler};
+
+/// The note with the PVH entry.
+const PVH: u32 = 18;
+
+fn config() -> VmConfig {
+    VmConfig { vcpus: 1, memory_mib: 32, kernel_parameters: String::new(), console_verbose: false }
+}
+
+fn kvm_is_there() -> bool {
+    let there = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !there {
+        eprintln!("skipped: no usable /dev/kvm");
+    }
+    there
+}
+
+fn start(code: &[u8], config: &VmConfig) -> RunningVm {
+    let kernel = file_of(&kernel_bytes(code, PVH));
+    Vm::build(config, kernel, None, Vec::new(), Console::default()).unwrap().start().unwrap()
+}
+
+struct Wake;
+
+impl Handler for Wake {
+    fn ready(&self, _ready: EventFlags) {}
+}
+
+/// Waits for the guest to end by itself.
+fn wait(vm: &RunningVm) -> StopReason {
+    let event_loop = EventLoop::new().unwrap();
+    let outcome = vm.outcome();
+    let _wake = event_loop.add(outcome.event().as_fd(), EventFlags::IN, Arc::new(Wake)).unwrap();
+    event_loop.run(|| outcome.get().is_some()).unwrap();
+    vm.stop_reason().unwrap()
+}
+
+/// Writes `text` to the serial port, byte by byte.
+fn print(text: &str) -> Vec<u8> {
+    let mut code = vec![0x66, 0xBA, 0xF8, 0x03]; // mov dx, 0x3f8
+    for byte in text.bytes() {
+        code.extend([0xB0, byte, 0xEE]); // mov al, byte; out dx, al
+    }
+    code
+}
+
+/// Writes `value` to the power device.
+fn power(value: u8) -> [u8; 7] {
+    [0x66, 0xBA, 0x04, 0x06, 0xB0, value, 0xEE] // mov dx, 0x604; mov al, value; out dx, al
+}
+
+/// An invalid instruction without handlers: a triple fault.
+const TRIPLE_FAULT: [u8; 2] = [0x0F, 0x0B];
+
+#[test]
+fn a_guest_that_powers_off_says_so() {
+    if kvm_is_there() {
+        assert_eq!(wait(&start(&power(0), &config())), StopReason::PoweredOff);
+    }
+}
+
+#[test]
+fn a_guest_that_reboots_says_so() {
+    if kvm_is_there() {
+        assert_eq!(wait(&start(&power(1), &config())), StopReason::Rebooted);
+    }
+}
+
+#[test]
+fn a_reset_after_a_panic_is_a_panic_with_the_kernels_words() {
+    if !kvm_is_there() {
+        return;
+    }
+    let code = [print("Kernel panic - not syncing: VFS\n"), TRIPLE_FAULT.into()].concat();
+    let vm = start(&code, &config());
+    assert_eq!(wait(&vm), StopReason::Panicked { message: "VFS".into() });
+    assert_eq!(vm.counters().by_reason()["io_out"], 32);
+}
+
+#[test]
+fn a_reset_without_a_panic_is_a_reboot() {
+    if kvm_is_there() {
+        assert_eq!(wait(&start(&TRIPLE_FAULT, &config())), StopReason::Rebooted);
+    }
+}
+
+#[test]
+fn a_guest_that_never_exits_can_be_stopped() {
+    if kvm_is_there() {
+        let mut vm = start(&[0xEB, 0xFE], &VmConfig { vcpus: 3, ..config() });
+        vm.stop();
+        assert_eq!(vm.stop_reason(), None);
+    }
+}
+
+#[test]
+fn the_timeline_is_in_order() {
+    if kvm_is_there() {
+        let Timeline { memory_ready_ns, kernel_loaded_ns, first_instruction_ns, .. } =
+            start(&power(0), &config()).timeline();
+        assert!(memory_ready_ns > 0 && kernel_loaded_ns > 0);
+        assert!(first_instruction_ns > memory_ready_ns.max(kernel_loaded_ns));
+    }
+}
+
+#[test]
+fn the_kernel_finds_start_info_in_ebx() {
+    if !kvm_is_there() {
+        return;
+    }
+    // mov eax, [ebx]; mov dx, 0x3f8; then four times: out dx, al; shr eax, 8
+    let mut code = vec![0x8B, 0x03, 0x66, 0xBA, 0xF8, 0x03];
+    for _ in 0..4 {
+        code.extend([0xEE, 0xC1, 0xE8, 0x08]);
+    }
+    code.extend(power(0));
+    let vm = start(&code, &config());
+    assert_eq!(wait(&vm), StopReason::PoweredOff);
+    let magic = 0x336e_c578u32.to_le_bytes();
+    assert_eq!(vm.console.tail(64), String::from_utf8_lossy(&magic));
+}
+
+#[test]
+fn addresses_without_a_device_read_as_ones_and_take_writes() {
+    if !kvm_is_there() {
+        return;
+    }
+    let mut code = vec![
+        0xA1, 0x00, 0x00, 0x00, 0xE0, // mov eax, [0xe0000000]
+        0xA3, 0x00, 0x00, 0x00, 0xE0, // mov [0xe0000000], eax
+        0x66, 0xBA, 0x00, 0x10, 0xEF, // mov dx, 0x1000; out dx, eax
+        0xED, // in eax, dx
+        0x83, 0xE0, 0x7F, // and eax, 0x7f
+        0x66, 0xBA, 0xF8, 0x03, 0xEE, // mov dx, 0x3f8; out dx, al
+    ];
+    code.extend(print("."));
+    code.extend(power(0));
+    let vm = start(&code, &config());
+    assert_eq!(wait(&vm), StopReason::PoweredOff);
+    let counts = vm.counters().by_reason();
+    assert_eq!((counts["mmio_read"], counts["mmio_write"], counts["io_in"]), (1, 1, 1));
+    assert_eq!(vm.console.tail(64), ".", "0x7f is not printable");
+}
+
+fn build_error(config: &VmConfig, kernel: File) -> String {
+    let built = Vm::build(config, kernel, None, Vec::new(), Console::default());
+    built.map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn bad_parameters_are_named_with_their_remedy() {
+    let good = || file_of(&kernel_bytes(&power(0), PVH));
+    let cases = [
+        (build_error(&VmConfig { memory_mib: 0, ..config() }, good()), "set `memory` to at least"),
+        (build_error(&VmConfig { memory_mib: 1 << 30, ..config() }, good()), "set `memory` (MiB) lower"),
+        (build_error(&config(), file_of(b"#!/bin/sh")), "is not an ELF file"),
+        (build_error(&config(), file_of(&kernel_bytes(&power(0), 1))), "CONFIG_PVH"),
+        (
+            build_error(&VmConfig { kernel_parameters: "x".repeat(3000), ..config() }, good()),
+            "kernel_parameters",
+        ),
+    ];
+    for (message, part) in cases {
+        assert!(message.contains(part), "{message:?} does not say {part:?}");
+    }
+}
+
+#[test]
+fn a_number_of_vcpus_that_cannot_be_is_refused() {
+    if !kvm_is_there() {
+        return;
+    }
+    for vcpus in [0, 65, u32::MAX] {
+        let error = build_error(&VmConfig { vcpus, ..config() }, file_of(&kernel_bytes(&power(0), PVH)));
+        assert!(error.contains("set `vcpus` to 1 to"), "{error}");
+    }
+}
+
+#[test]
+fn an_initramfs_that_does_not_fit_is_refused() {
+    if !kvm_is_there() {
+        return;
+    }
+    let initramfs = tempfile::tempfile().unwrap();
+    initramfs.set_len(31 << 20).unwrap();
+    let kernel = file_of(&kernel_bytes(&power(0), PVH));
+    let built = Vm::build(&config(), kernel, Some(&initramfs), Vec::new(), Console::default());
+    let error = built.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("32505856 bytes") && error.contains("`memory`"), "{error}");
+}
