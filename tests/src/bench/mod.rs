@@ -1,6 +1,7 @@
 //! Benchmarks, run inside the lab (or on a host with hardware virtualization) by the `saya-bench` binary: each compares
 //! runtimes side by side in one run, prints a table, and writes the same figures as JSON.
 
+pub mod boot;
 pub mod memory;
 pub mod runtimes;
 pub mod start;

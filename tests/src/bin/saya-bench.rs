@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use saya_tests::bench::{memory, start, write_json};
+use saya_tests::bench::{boot, memory, start, write_json};
 
-const USAGE: &str = "usage: saya-bench start|memory OUTPUT-DIRECTORY [RUNS]";
+const USAGE: &str = "usage: saya-bench start|memory|boot|boot-icount OUTPUT-DIRECTORY [RUNS]";
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -22,6 +22,11 @@ fn main() -> anyhow::Result<()> {
             let figures = memory::measure(&[1, 5, 10])?;
             write_json(&output, "memory", &figures)?;
             println!("{}", memory::table(&figures));
+        }
+        "boot" | "boot-icount" => {
+            let phases = boot::measure(name == "boot-icount")?;
+            write_json(&output, &name, &phases)?;
+            println!("{}", boot::table(&phases));
         }
         other => bail!("no benchmark is named {other:?}; {USAGE}"),
     }

@@ -2,7 +2,6 @@
 //! inside the lab (or on a host with hardware virtualization) as `saya-demo`.
 
 mod containers;
-mod start_timeline;
 
 use std::process::Command;
 use std::time::Instant;
@@ -13,6 +12,7 @@ use crate::bench::memory;
 use crate::bench::runtimes::{BUSYBOX, REDIS};
 use crate::ctr::{ctr, finish};
 use crate::leaks::Holdings;
+use crate::report::start_timeline::Timeline;
 use containers::{Container, ctr_run};
 
 /// Runs every step.
@@ -111,7 +111,7 @@ fn exit_status() -> anyhow::Result<()> {
 
 fn start_and_memory() -> anyhow::Result<()> {
     let idle = Container::start(BUSYBOX, "demo-idle", &["sleep", "3600"])?;
-    println!("{}", start_timeline::picture("default", "demo-idle")?);
+    println!("{}", Timeline::read("default", "demo-idle")?.picture());
     println!("{}", memory::table(&[memory::measure_now(1)?]));
     idle.remove()
 }

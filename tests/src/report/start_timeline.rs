@@ -5,27 +5,42 @@ use std::fs;
 use anyhow::Context;
 use serde::Deserialize;
 
-use crate::report::timeline::{Phase, draw};
+use super::timeline::{Phase, draw};
 
 /// The shim's file `timeline.json`: moments of one start, nanoseconds of `CLOCK_MONOTONIC`.
-#[derive(Debug, Clone, Deserialize)]
-struct Timeline {
-    create_received_ns: u64,
-    vmm_spawned_ns: u64,
-    first_instruction_ns: u64,
-    agent_entered_ns: u64,
-    agent_listening_ns: u64,
-    container_created_ns: u64,
-    running_ns: u64,
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Timeline {
+    /// containerd's `create` reached the shim.
+    pub create_received_ns: u64,
+    /// The shim spawned the VMM, which may be before `create`.
+    pub vmm_spawned_ns: u64,
+    /// The first vCPU was about to run.
+    pub first_instruction_ns: u64,
+    /// The agent's `main` began.
+    pub agent_entered_ns: u64,
+    /// The agent listened.
+    pub agent_listening_ns: u64,
+    /// The container was made, short of its exec.
+    pub container_created_ns: u64,
+    /// Its process ran.
+    pub running_ns: u64,
 }
 
-/// The start of a pod as bars.
-pub(super) fn picture(namespace: &str, pod: &str) -> anyhow::Result<String> {
-    let path = format!("/run/saya/{namespace}/{pod}/timeline.json");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let timeline: Timeline =
-        serde_json::from_str(&text).with_context(|| format!("{path} is not a timeline"))?;
-    Ok(draw(&phases(&timeline), 48))
+impl Timeline {
+    /// Reads what the shim of `pod` in containerd's `namespace` wrote.
+    ///
+    /// # Errors
+    /// When the pod does not run or its file is not a timeline.
+    pub fn read(namespace: &str, pod: &str) -> anyhow::Result<Self> {
+        let path = format!("/run/saya/{namespace}/{pod}/timeline.json");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        serde_json::from_str(&text).with_context(|| format!("{path} is not a timeline"))
+    }
+
+    /// The start as bars.
+    pub fn picture(&self) -> String {
+        draw(&phases(self), 48)
+    }
 }
 
 fn phases(timeline: &Timeline) -> Vec<Phase> {
