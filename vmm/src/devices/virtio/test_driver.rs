@@ -2,6 +2,7 @@
 //! write whatever a hostile driver could.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{Ordering, fence};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -18,6 +19,9 @@ pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 /// `VIRTQ_DESC_F_INDIRECT`
 pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// An entry of a descriptor table: address, length, flags, next.
+pub(crate) type Descriptor = (u64, u32, u16, u16);
 
 /// Guest memory for tests: 16 MiB in two regions that meet at 8 MiB, so that a buffer can lie across both, and
 /// nothing behind.
@@ -99,11 +103,16 @@ impl DriverQueue {
         self.notification.write(1).unwrap();
     }
 
-    /// The next chain that the device has given back: its head and the bytes written.
+    /// The next chain that the device has given back: its head and the bytes written. `None`: not yet, and
+    /// there will be an interrupt.
     pub(crate) fn take_used(&mut self) -> Option<(u16, u32)> {
-        let index: u16 = self.memory.read_obj(GuestAddress(self.used_ring() + 2)).unwrap();
-        if index == self.used {
-            return None;
+        if self.used_index() == self.used {
+            let used_event = GuestAddress(self.available_ring() + 4 + 2 * u64::from(self.size));
+            self.memory.store(self.used, used_event, Ordering::SeqCst).unwrap();
+            fence(Ordering::SeqCst);
+            if self.used_index() == self.used {
+                return None;
+            }
         }
         let entry = self.used_ring() + 4 + 8 * u64::from(self.used % self.size);
         self.used = self.used.wrapping_add(1);
@@ -113,12 +122,14 @@ impl DriverQueue {
     }
 }
 
+impl DriverQueue {
+    fn used_index(&self) -> u16 {
+        self.memory.load(GuestAddress(self.used_ring() + 2), Ordering::SeqCst).unwrap()
+    }
+}
+
 /// Writes a descriptor anywhere, an indirect table for one.
-pub(crate) fn write_descriptor(
-    memory: &GuestMemory,
-    at: u64,
-    (address, length, flags, next): (u64, u32, u16, u16),
-) {
+pub(crate) fn write_descriptor(memory: &GuestMemory, at: u64, (address, length, flags, next): Descriptor) {
     let mut descriptor = [0; 16];
     descriptor[..8].copy_from_slice(&address.to_le_bytes());
     descriptor[8..12].copy_from_slice(&length.to_le_bytes());

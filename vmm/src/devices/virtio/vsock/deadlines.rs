@@ -25,6 +25,12 @@ impl Deadlines {
         self.0.first().map(|(deadline, _)| deadline.saturating_duration_since(now))
     }
 
+    /// Whether nothing is waited for.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Takes out one that has passed.
     pub(super) fn pop_expired(&mut self, now: Instant) -> Option<u64> {
         let (deadline, _) = self.0.first()?;

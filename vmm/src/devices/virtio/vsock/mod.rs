@@ -23,6 +23,10 @@ mod packet;
 mod poller;
 mod stream;
 mod table;
+#[cfg(test)]
+mod test_guest;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use connector::{Connector, UnixSocketConnector};

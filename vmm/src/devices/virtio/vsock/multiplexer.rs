@@ -111,8 +111,7 @@ impl Multiplexer {
             }
             self.settle(id, now);
         } else if let Some((handshake, deadline)) = self.handshakes.remove(&id) {
-            match handshake.advance(events.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR))
-            {
+            match advance(&handshake, events) {
                 Progress::Waiting => {
                     self.handshakes.insert(id, (handshake, deadline));
                 }
@@ -156,8 +155,8 @@ impl Multiplexer {
         }
     }
 
-    /// Puts the next packet for the guest into `buffer` and says how long it is. `None`: there is none, or the
-    /// buffer is too small for any.
+    /// Puts the next packet for the guest into `buffer`, of at least [`SMALLEST_BUFFER`](super::packet::SMALLEST_BUFFER)
+    /// bytes, and says how long it is. `None`: there is none.
     pub(super) fn next_packet(&mut self, mut buffer: GuestSlices<'_>, now: Instant) -> Option<usize> {
         let head = buffer.split_to(HEADER_SIZE).ok()?;
         if let Some(reply) = self.replies.pop_front() {
@@ -293,5 +292,41 @@ impl Multiplexer {
         let id = self.next_id;
         self.next_id += 1;
         id
+    }
+}
+
+fn advance(handshake: &Handshake, events: EventFlags) -> Progress {
+    if events.intersects(EventFlags::HUP | EventFlags::ERR) {
+        // It would not even read the answer.
+        return Progress::Refused;
+    }
+    handshake.advance(events.contains(EventFlags::RDHUP))
+}
+
+/// What the tests look at.
+#[cfg(test)]
+impl Multiplexer {
+    /// Sockets in the multiplexer's keeping.
+    pub(super) fn connections(&self) -> usize {
+        self.streams.len() + self.handshakes.len()
+    }
+
+    /// Everything that waits for room in the guest.
+    pub(super) fn queued(&self) -> usize {
+        self.turns.len() + self.replies.len()
+    }
+
+    /// Bytes of buffer that guests were promised.
+    pub(super) fn promised(&self) -> u32 {
+        self.budget.promised()
+    }
+
+    /// Whether nothing at all is left of any connection.
+    pub(super) fn is_empty(&self) -> bool {
+        self.connections() == 0
+            && self.queued() == 0
+            && self.promised() == 0
+            && self.ports.is_empty()
+            && self.deadlines.is_empty()
     }
 }

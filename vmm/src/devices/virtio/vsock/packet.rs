@@ -6,6 +6,9 @@ pub const HOST_CID: u64 = 2;
 /// Bytes of a packet's header on the wire.
 pub(super) const HEADER_SIZE: usize = 44;
 
+/// The smallest buffer for packets to the guest that is of use: a header and one byte.
+pub(super) const SMALLEST_BUFFER: usize = HEADER_SIZE + 1;
+
 /// The only socket type that this device knows, `VIRTIO_VSOCK_TYPE_STREAM`.
 pub(super) const TYPE_STREAM: u16 = 1;
 

@@ -153,7 +153,7 @@ impl Stream {
         self.readable && !self.starved && self.connection.carries_host_data()
     }
 
-    /// Puts the next packet's header into `head` and its bytes into `body`, and says how long it is. `None`: there
+    /// Puts the next packet's header into `head` and its bytes into `body`, which is not empty, and says how long it is. `None`: there
     /// is none.
     pub(super) fn next_packet(&mut self, head: &GuestSlices<'_>, body: &GuestSlices<'_>) -> Option<usize> {
         let length = if !self.connection.has_control() && self.may_read() { self.read(body) } else { 0 };
@@ -170,8 +170,8 @@ impl Stream {
     /// Reads what credit and room allow. 0: nothing, for a reason that is noted.
     fn read(&mut self, body: &GuestSlices<'_>) -> usize {
         let sendable = usize::try_from(self.connection.credit.sendable()).unwrap_or(usize::MAX);
-        let received = if sendable == 0 || body.is_empty() {
-            // An end of the stream needs neither credit nor room, so it is looked for without.
+        let received = if sendable == 0 {
+            // An end of the stream needs no credit, so it is looked for without.
             self.host.peek()
         } else if sendable < body.len() {
             let mut room = body.clone();
@@ -184,11 +184,6 @@ impl Stream {
             Received::Bytes(_) if sendable == 0 => {
                 self.starved = true;
                 self.connection.want_credit();
-                0
-            }
-            Received::Bytes(_) if body.is_empty() => {
-                // A driver whose buffers hold a header and nothing else gets no data, which hurts only itself.
-                self.starved = true;
                 0
             }
             Received::Bytes(count) => count,

@@ -62,6 +62,12 @@ impl PortTable {
         }
     }
 
+    /// Whether no connection is entered.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
     /// Ports for a connection of the host to `guest`.
     pub(super) fn allocate(&mut self, guest: u32) -> Ports {
         let host = self.host_ports.allocate(|host| self.ids.contains_key(&Ports { host, guest }));

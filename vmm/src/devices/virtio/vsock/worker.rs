@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::connector::Connector;
 use super::multiplexer::{FIRST_ID, Multiplexer};
-use super::packet::{HEADER_SIZE, Header};
+use super::packet::{HEADER_SIZE, Header, SMALLEST_BUFFER};
 use super::poller::Poller;
 use crate::devices::virtio::Interrupt;
 use crate::devices::virtio::chain::Chain;
@@ -210,7 +210,7 @@ impl<'a> Worker<'a> {
             let head = chain.head_index();
             let buffer =
                 Chain::parse(memory, chain, rx.size()).map(|chain| chain.writable).unwrap_or_default();
-            if buffer.len() < HEADER_SIZE {
+            if buffer.len() < SMALLEST_BUFFER {
                 // Of no use for anything; given back so that the driver notices.
                 rx.push_used(head, 0)?;
                 continue;
