@@ -82,7 +82,8 @@ pub(super) fn run(guest: GuestSide, host: &mut HostSide, stop: &EventFd) {
     let interrupt = guest.interrupt.clone();
     let result = Worker::new(guest, host, stop).map_err(WorkerError::Poll).and_then(Worker::run);
     if let Err(error) = result {
-        interrupt.device_needs_reset();
+        // Should the interrupt fail, the driver still finds it in the status.
+        let _ = interrupt.needs_reset();
         if !std::mem::replace(&mut host.has_complained, true) {
             eprintln!("vsock: the device stops until the guest resets it: {error}");
         }
