@@ -51,7 +51,8 @@ impl CommandLine {
     /// The parameters that every guest needs. A verbose kernel writes its log to the console as it boots.
     pub fn new(verbose: bool) -> Self {
         let level = if verbose { 7 } else { 1 };
-        Self(format!("{} loglevel={level}", BASE.join(" ")))
+        // First, so that it holds before `earlyprintk` has the console print what the kernel has said so far.
+        Self(format!("loglevel={level} {}", BASE.join(" ")))
     }
 
     /// Names a virtio-mmio device.
