@@ -1,5 +1,5 @@
 //! Runs a virtual machine in the foreground: `boot KERNEL [--initramfs FILE] [--memory-mib N] [--vcpus N]
-//! [--cmdline-extra PARAMETERS] [--verbose]`.
+//! [--share DIRECTORY] [--vsock SOCKET] [--cmdline-extra PARAMETERS] [--verbose]`.
 
 use std::process::exit;
 
@@ -22,6 +22,8 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<ForegroundOpti
         initramfs: None,
         memory_mib: 256,
         vcpus: 1,
+        share: None,
+        vsock: None,
         kernel_parameters: String::new(),
         verbose: false,
     };
@@ -32,6 +34,8 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<ForegroundOpti
             "--initramfs" => options.initramfs = Some(value()?.into()),
             "--memory-mib" => options.memory_mib = number(value()?)?.into(),
             "--vcpus" => options.vcpus = number(value()?)?,
+            "--share" => options.share = Some(value()?.into()),
+            "--vsock" => options.vsock = Some(value()?.into()),
             "--cmdline-extra" => options.kernel_parameters = value()?,
             "--verbose" => options.verbose = true,
             _ => return Err(format!("unknown option {name}")),

@@ -1,11 +1,143 @@
 //! The virtio devices of a virtual machine.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use crate::control::{Event, VmmEnd};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::{Connector, Vsock, VsockConfig};
 use crate::event_loop::EventLoop;
+use crate::fs::{CachePolicy, CacheRule, Caching, FsConfig, FsError};
+
+/// The tag by which the guest mounts the shared directory.
+const SHARE_TAG: &str = "share";
+/// The lowest address that is not reserved (virtio 1.2, 5.10.4).
+const FIRST_CID: u32 = 3;
+
+/// The host's side of the devices.
+#[derive(Default)]
+pub(super) struct HostSide {
+    /// The directory to share.
+    pub(super) share: Option<OwnedFd>,
+    /// Both directions of vsock.
+    pub(super) vsock: Option<VsockHost>,
+}
+
+/// The host's side of vsock.
+pub(super) struct VsockHost {
+    pub(super) guest_cid: u32,
+    pub(super) listener: UnixListener,
+    pub(super) connector: Box<dyn Connector + Send>,
+}
+
+/// Why there is no such device.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DeviceError {
+    #[error("the shared directory: {0}")]
+    Share(#[from] FsError),
+    #[error("/proc/self/fd: {0}")]
+    DescriptorDirectory(io::Error),
+    #[error("guest_cid {0} is reserved: use 3 or more")]
+    GuestCid(u32),
+}
 
 /// The devices, in the order in which the guest sees them.
-pub(super) fn build(event_loop: &EventLoop) -> Vec<Box<dyn VirtioDevice>> {
-    vec![Box::new(Rng::new(event_loop.clone())), Box::new(Balloon::new(event_loop.clone()))]
+pub(super) fn build(
+    host: HostSide,
+    event_loop: &EventLoop,
+) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    if let Some(share) = host.share {
+        devices.push(Box::new(fs(share)?));
+    }
+    if let Some(vsock) = host.vsock {
+        let VsockHost { guest_cid, listener, connector } = vsock;
+        if guest_cid < FIRST_CID || guest_cid == u32::MAX {
+            return Err(DeviceError::GuestCid(guest_cid));
+        }
+        devices.push(Box::new(Vsock::new(VsockConfig { guest_cid: guest_cid.into(), listener, connector })));
+    }
+    devices.push(Box::new(Rng::new(event_loop.clone())));
+    devices.push(Box::new(Balloon::new(event_loop.clone())));
+    Ok(devices)
+}
+
+fn fs(root: OwnedFd) -> Result<Fs, DeviceError> {
+    let descriptor_directory =
+        FsConfig::open_descriptor_directory().map_err(DeviceError::DescriptorDirectory)?;
+    let config = FsConfig {
+        root,
+        descriptor_directory,
+        tag: SHARE_TAG.into(),
+        cache_policy: cache_policy(),
+        // The host may write to what it shares under `live`, and the driver has one mode for all files.
+        writeback: false,
+    };
+    Ok(Fs::new(config)?)
+}
+
+/// `private/<owner>/…` belongs to the guest once it is there, `live/<owner>/…` to guest and host alike.
+fn cache_policy() -> CachePolicy {
+    let rule = |name: &str, caching| CacheRule { first_component: name.into(), depth: 2, caching };
+    CachePolicy::by_region(vec![rule("private", Caching::EXCLUSIVE), rule("live", Caching::SHARED)])
+}
+
+/// Hands the guest's connections to the shim, over the control socket.
+pub(super) struct ControlConnector(pub(super) Arc<VmmEnd>);
+
+impl Connector for ControlConnector {
+    fn connect(&mut self, port: u32) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        self.0.try_send(&Event::GuestConnected { port }, &[theirs.as_fd()]).map_err(io::Error::other)?;
+        Ok(ours)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::control::pair;
+
+    #[test]
+    fn a_connection_of_the_guest_arrives_at_the_shim() {
+        let (shim, vmm) = pair().unwrap();
+        let mut guest = ControlConnector(Arc::new(vmm)).connect(1024).unwrap();
+        let (event, mut descriptors) = shim.receive().unwrap().unwrap();
+        assert_eq!((event, descriptors.len()), (Event::GuestConnected { port: 1024 }, 1));
+        guest.write_all(b"ready\n").unwrap();
+        drop(guest);
+        let mut line = String::new();
+        UnixStream::from(descriptors.remove(0)).read_to_string(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+    }
+
+    #[test]
+    fn a_shim_that_does_not_read_costs_the_guest_its_connection_and_nobody_any_time() {
+        let (_shim, vmm) = pair().unwrap();
+        let mut connector = ControlConnector(Arc::new(vmm));
+        let mut streams = Vec::new();
+        while let Ok(stream) = connector.connect(1024) {
+            streams.push(stream);
+        }
+        assert!(!streams.is_empty());
+    }
+
+    #[test]
+    fn a_reserved_address_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("vsock")).unwrap();
+        let (_shim, vmm) = pair().unwrap();
+        let connector = Box::new(ControlConnector(Arc::new(vmm)));
+        let vsock = Some(VsockHost { guest_cid: 2, listener, connector });
+        let built = build(HostSide { share: None, vsock }, &EventLoop::new().unwrap());
+        assert!(matches!(built.map(|_| ()), Err(DeviceError::GuestCid(2))));
+    }
 }

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use super::{FAILURE, devices, exit_status, tuning, wake_on};
+use super::devices::{self, ControlConnector, HostSide, VsockHost};
+use super::{FAILURE, exit_status, tuning, wake_on};
 use crate::clock::monotonic_ns;
 use crate::control::{Boot, CONSOLE_TAIL, Counters, Event, FileRole, Request, StopReason, VmmEnd};
 use crate::devices::console::Console;
@@ -47,7 +48,13 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
     let event_loop = EventLoop::new().map_err(|error| format!("epoll: {error}"))?;
     let kernel = files.take(FileRole::Kernel).ok_or("the message to boot comes without a kernel")?;
     let initramfs = files.take(FileRole::Initramfs).map(File::from);
-    let devices = devices::build(&event_loop);
+    let vsock = files.take(FileRole::Vsock).map(|listener| VsockHost {
+        guest_cid: boot.guest_cid,
+        listener: listener.into(),
+        connector: Box::new(ControlConnector(Arc::clone(control))),
+    });
+    let host = HostSide { share: files.take(FileRole::Share), vsock };
+    let devices = devices::build(host, &event_loop).map_err(|error| error.to_string())?;
     let config = VmConfig {
         vcpus: boot.vcpus,
         memory_mib: boot.memory_mib,

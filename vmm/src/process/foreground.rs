@@ -1,14 +1,24 @@
 //! The VMM on an engineer's terminal.
 
 use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use super::{FAILURE, devices, exit_status, tuning, wake_on};
+use rustix::fs::{Mode, OFlags};
+
+use super::devices::{self, HostSide, VsockHost};
+use super::{FAILURE, exit_status, tuning, wake_on};
 use crate::clock::monotonic_ns;
 use crate::control::{StopReason, Timeline};
 use crate::devices::console::Console;
+use crate::devices::virtio::vsock::UnixSocketConnector;
 use crate::event_loop::EventLoop;
 use crate::vm::{RunningVm, Vm, VmConfig};
+
+/// The guest's vsock address. Every VM has a vsock of its own, so that it may be the same for all.
+const GUEST_CID: u32 = 3;
 
 /// What the command line says.
 #[derive(Debug, Clone)]
@@ -21,6 +31,11 @@ pub struct ForegroundOptions {
     pub memory_mib: u64,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// The directory that virtio-fs serves under the tag `share`.
+    pub share: Option<PathBuf>,
+    /// Where to make the Unix socket for connections to the guest's vsock ports. The guest's connections to port `n`
+    /// of the host go to this path with `_n` appended.
+    pub vsock: Option<PathBuf>,
     /// Kernel parameters, added at the end of the VMM's own.
     pub kernel_parameters: String,
     /// Whether the guest kernel writes its log to the console as it goes.
@@ -48,7 +63,11 @@ fn run(options: &ForegroundOptions, process_start_ns: u64) -> Result<StopReason,
     let kernel = open("guest kernel", &options.kernel)?;
     let initramfs = options.initramfs.as_deref().map(|path| open("initramfs", path)).transpose()?;
     let event_loop = EventLoop::new().map_err(|error| format!("epoll: {error}"))?;
-    let devices = devices::build(&event_loop);
+    let share = options.share.as_deref().map(open_directory).transpose()?;
+    let socket = options.vsock.as_deref().map(SocketFile::bind).transpose()?;
+    let vsock = socket.as_ref().map(SocketFile::host).transpose()?;
+    let devices =
+        devices::build(HostSide { share, vsock }, &event_loop).map_err(|error| error.to_string())?;
     let config = VmConfig {
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
@@ -69,6 +88,45 @@ fn run(options: &ForegroundOptions, process_start_ns: u64) -> Result<StopReason,
 
 fn open(what: &str, path: &Path) -> Result<File, String> {
     File::open(path).map_err(|error| format!("cannot open the {what} {}: {error}", path.display()))
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, String> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| format!("cannot open the shared directory {}: {error}", path.display()))
+}
+
+/// A listening Unix socket whose file goes when the VMM does.
+struct SocketFile {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl SocketFile {
+    fn bind(path: &Path) -> Result<Self, String> {
+        let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => {
+                format!("{} exists: another VMM uses it, or it can be removed", path.display())
+            }
+            _ => format!("cannot make the vsock socket {}: {error}", path.display()),
+        })?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// The host's side of the vsock device.
+    fn host(&self) -> Result<VsockHost, String> {
+        let listener =
+            self.listener.try_clone().map_err(|error| format!("dup of the vsock socket: {error}"))?;
+        let connector = Box::new(UnixSocketConnector::new(&self.path));
+        Ok(VsockHost { guest_cid: GUEST_CID, listener, connector })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody else may have removed it.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 fn describe(reason: &StopReason) -> String {
