@@ -1,0 +1,222 @@
+//! The requests of the host, one method each.
+
+mod configure;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rustix::termios::{Winsize, tcsetwinsize};
+use saya_agent_api::agent::{
+    ConfigureSandboxRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest, CreateResponse,
+    Empty, GuestProcess, ListProcessesResponse, ProcessRequest, ReleaseSharePathRequest,
+    ResizeTerminalRequest, SignalProcessRequest, WaitProcessResponse,
+};
+use saya_agent_api::service::Agent;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::container::check_id;
+use crate::container::plan::{ContainerPlan, ProcessPlan};
+use crate::error::{Action, Error, Result};
+use crate::power;
+use crate::process::Process;
+use crate::sandbox::Sandbox;
+use crate::stdio::{StreamNumbers, window};
+
+/// Answers requests.
+#[derive(Debug)]
+pub(crate) struct Service {
+    sandbox: Arc<Sandbox>,
+}
+
+impl Service {
+    /// Answers for `sandbox`.
+    pub(crate) fn new(sandbox: Arc<Sandbox>) -> Self {
+        Self { sandbox }
+    }
+
+    fn process(&self, container: &str, exec_id: &str) -> Result<Arc<Process>> {
+        self.sandbox.container(container)?.process(exec_id)
+    }
+
+    async fn create_container(&self, request: CreateContainerRequest) -> Result<CreateResponse> {
+        check_id(&request.container_id)?;
+        let streams = StreamNumbers::from_request(&request.streams)?;
+        let plan = ContainerPlan::from_json(&request.container_id, &request.oci_spec, streams.terminal)?;
+        let sandbox = Arc::clone(&self.sandbox);
+        // A task of its own goes on to its end when the caller goes away.
+        let container = unaborted(async move { sandbox.create(&plan, streams).await }).await?;
+        Ok(created(container.first()))
+    }
+
+    async fn create_process(&self, request: CreateProcessRequest) -> Result<CreateResponse> {
+        if request.exec_id.is_empty() {
+            return Err(Error::InvalidRequest("exec_id is empty".to_owned()));
+        }
+        let streams = StreamNumbers::from_request(&request.streams)?;
+        let plan = ProcessPlan::from_json(&request.oci_process, streams.terminal)?;
+        let sandbox = Arc::clone(&self.sandbox);
+        let process: Arc<Process> = unaborted(async move {
+            let container = sandbox.container(&request.container_id)?;
+            container.create_process(&request.exec_id, plan, streams, &sandbox.surroundings).await
+        })
+        .await?;
+        Ok(created(&process))
+    }
+
+    fn signal(&self, request: &SignalProcessRequest) -> Result<()> {
+        let signal = signal(request.signal)?;
+        let container = self.sandbox.container(&request.container_id)?;
+        if request.all {
+            container.signal_all(signal)
+        } else {
+            container.process(&request.exec_id)?.signal(signal)
+        }
+    }
+
+    fn resize(&self, request: &ResizeTerminalRequest) -> Result<()> {
+        let process = self.process(&request.container_id, &request.exec_id)?;
+        let streams = process.streams();
+        let Some(terminal) = streams.terminal() else {
+            return Err(Error::InvalidRequest(format!("{} has no terminal", process.subject())));
+        };
+        let size = window(request.columns, request.rows);
+        let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(terminal.get_ref(), size).action(|| "set the terminal's size".to_owned())
+    }
+
+    async fn delete(&self, request: ProcessRequest) -> Result<()> {
+        if !request.exec_id.is_empty() {
+            return self.sandbox.container(&request.container_id)?.delete_process(&request.exec_id);
+        }
+        let sandbox = Arc::clone(&self.sandbox);
+        unaborted(async move { sandbox.remove(&request.container_id).await }).await
+    }
+
+    fn list(&self, request: &ContainerRequest) -> Result<ListProcessesResponse> {
+        let processes = self.sandbox.container(&request.container_id)?.processes()?;
+        let one = |(pid, exec_id)| GuestProcess { pid, exec_id, ..GuestProcess::default() };
+        Ok(ListProcessesResponse {
+            processes: processes.into_iter().map(one).collect(),
+            ..ListProcessesResponse::default()
+        })
+    }
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn configure_sandbox(
+        &self,
+        _context: &TtrpcContext,
+        request: ConfigureSandboxRequest,
+    ) -> ttrpc::Result<Empty> {
+        empty(configure::sandbox(&request))
+    }
+
+    async fn create_container(
+        &self,
+        _context: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateResponse> {
+        Ok(self.create_container(request).await?)
+    }
+
+    async fn create_process(
+        &self,
+        _context: &TtrpcContext,
+        request: CreateProcessRequest,
+    ) -> ttrpc::Result<CreateResponse> {
+        Ok(self.create_process(request).await?)
+    }
+
+    async fn start_process(&self, _context: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        let process = self.process(&request.container_id, &request.exec_id)?;
+        empty(unaborted(async move { process.start().await }).await)
+    }
+
+    async fn wait_process(
+        &self,
+        _context: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> ttrpc::Result<WaitProcessResponse> {
+        let exit = self.process(&request.container_id, &request.exec_id)?.wait().await;
+        Ok(WaitProcessResponse {
+            exit_status: exit.status,
+            stdout_bytes: exit.stdout_bytes,
+            stderr_bytes: exit.stderr_bytes,
+            exited_at_nanoseconds: exit.at_nanoseconds,
+            ..WaitProcessResponse::default()
+        })
+    }
+
+    async fn signal_process(
+        &self,
+        _context: &TtrpcContext,
+        request: SignalProcessRequest,
+    ) -> ttrpc::Result<Empty> {
+        empty(self.signal(&request))
+    }
+
+    async fn resize_terminal(
+        &self,
+        _context: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> ttrpc::Result<Empty> {
+        empty(self.resize(&request))
+    }
+
+    async fn close_stdin(&self, _context: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        let process = self.process(&request.container_id, &request.exec_id)?;
+        process.streams().close_input();
+        Ok(Empty::new())
+    }
+
+    async fn delete_process(&self, _context: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        empty(self.delete(request).await)
+    }
+
+    async fn list_processes(
+        &self,
+        _context: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        Ok(self.list(&request)?)
+    }
+
+    async fn release_share_path(
+        &self,
+        _context: &TtrpcContext,
+        request: ReleaseSharePathRequest,
+    ) -> ttrpc::Result<Empty> {
+        empty(configure::release_share_path(&request.path))
+    }
+
+    async fn power_off(&self, _context: &TtrpcContext, _request: Empty) -> ttrpc::Result<Empty> {
+        let source = power::off();
+        empty(Err(Error::System { action: "power off".to_owned(), source }))
+    }
+}
+
+fn empty(result: Result<()>) -> ttrpc::Result<Empty> {
+    Ok(result.map(|()| Empty::new())?)
+}
+
+fn created(process: &Process) -> CreateResponse {
+    let pid = process.pid().as_raw_nonzero().get().cast_unsigned();
+    CreateResponse { pid, ..CreateResponse::default() }
+}
+
+/// Signals are numbered from 1 to 64 on Linux.
+fn signal(number: u32) -> Result<i32> {
+    i32::try_from(number)
+        .ok()
+        .filter(|number| (1..=64).contains(number))
+        .ok_or_else(|| Error::InvalidRequest(format!("signal is {number}; it is 1 to 64")))
+}
+
+/// Runs `work` to its end even when the request is given up, so that nothing is left half done.
+async fn unaborted<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Setup(format!("the agent is ending: {error}"))),
+    }
+}
