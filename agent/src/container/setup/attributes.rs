@@ -21,7 +21,7 @@ pub(super) fn set_oom_score(plan: &ProcessPlan) -> Result<()> {
 /// Sets what needs the rights that the process is about to give up.
 pub(super) fn set(plan: &ProcessPlan) -> Result<()> {
     for limit in &plan.limits {
-        setrlimit(limit.resource, limit.limit.clone())
+        setrlimit(limit.resource, limit.limit)
             .context(|| format!("process.rlimits: {} {:?}", limit.name, limit.limit))?;
     }
     if let Some(scheduler) = &plan.scheduler {
