@@ -1,0 +1,77 @@
+//! `delete`: takes away what a shim that was killed has left. Whatever is missing has been taken away already.
+//!
+//! containerd calls this too after a shim has ended as it should, while that may still be doing the same.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use containerd_shim_protos::api::DeleteResponse;
+use protobuf::Message;
+
+use super::flags::Flags;
+use super::socket;
+use crate::clock;
+use crate::identifier;
+use crate::pod::directory::PodDirectory;
+use crate::pod::record::Record;
+use crate::spec::Document;
+
+/// The status of a process that nobody followed to its end: as if SIGKILL had ended it.
+const KILLED: u32 = 137;
+
+/// How long a shim that is about to end may take for it. containerd gives `delete` five seconds.
+const SHIM_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Cleans up after the shim of the container that the flags name, and writes a `DeleteResponse` to standard output.
+///
+/// # Errors
+/// An id that is none, or something on the host that would not go away.
+pub(super) fn run(flags: &Flags) -> io::Result<()> {
+    identifier::validate("namespace", &flags.namespace).map_err(io::Error::other)?;
+    identifier::validate("container id", &flags.id).map_err(io::Error::other)?;
+    let pid = clean_up(flags)?;
+    let response = DeleteResponse {
+        pid,
+        exit_status: KILLED,
+        exited_at: Some(clock::timestamp(clock::wall_ns())).into(),
+        ..Default::default()
+    };
+    io::stdout().write_all(&response.write_to_bytes()?)
+}
+
+/// Answers the pid by which containerd knew the container; 0 where nobody knows any more.
+fn clean_up(flags: &Flags) -> io::Result<u32> {
+    let pod = pod_of(flags);
+    let directory = PodDirectory::new(&flags.namespace, &pod);
+    let Some(record) = Record::read(&directory.record()) else {
+        // No VM was started, or all is gone already.
+        directory.remove()?;
+        return Ok(0);
+    };
+    let pid = record.vmm.map_or(0, |vmm| vmm.pid);
+    let member = pod != flags.id;
+    if member && record.shim.is_some_and(|shim| shim.is_alive()) {
+        // One container of a pod that goes on.
+        directory.container(&flags.id).remove()?;
+        return Ok(pid);
+    }
+    if record.shim.is_some_and(|shim| !shim.end(SHIM_PATIENCE)) {
+        return Err(io::Error::other(format!("the shim of pod {pod} does not end")));
+    }
+    if record.vmm.is_some_and(|vmm| !vmm.end(Duration::ZERO)) {
+        return Err(io::Error::other(format!("the VMM of pod {pod} does not end")));
+    }
+    directory.remove()?;
+    socket::remove(&socket::path(&flags.address, &flags.namespace, &pod));
+    Ok(pid)
+}
+
+/// The pod that the container belongs to. A bundle that is gone leaves the container's own id.
+fn pod_of(flags: &Flags) -> String {
+    let bundle = flags.bundle.clone().or_else(|| env::current_dir().ok()).unwrap_or_else(|| PathBuf::from("."));
+    let spec = Document::read(&bundle).ok();
+    let sandbox = spec.as_ref().and_then(|spec| spec.sandbox_id(&flags.id).ok());
+    sandbox.unwrap_or(&flags.id).to_owned()
+}

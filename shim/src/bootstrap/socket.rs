@@ -1,0 +1,96 @@
+//! The Unix socket on which containerd reaches a shim.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// Where shims' sockets are.
+const DIRECTORY: &str = "/run/containerd/s";
+
+/// A socket for a pod.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    /// A new one: the pod has no shim yet.
+    New(UnixListener),
+    /// A shim listens on it already.
+    Served,
+}
+
+/// The path of the socket for a pod, as containerd's own shim library forms it: a hash of containerd's address, the
+/// namespace and the pod's id.
+pub(crate) fn path(address: &str, namespace: &str, id: &str) -> PathBuf {
+    let name = format!("{}/{namespace}/{id}", address.trim_end_matches('/'));
+    let mut hash = String::with_capacity(64);
+    for byte in Sha256::digest(name) {
+        // Writing to a String cannot fail.
+        let _ = write!(hash, "{byte:02x}");
+    }
+    Path::new(DIRECTORY).join(hash)
+}
+
+/// The address that containerd is told.
+pub(crate) fn address(path: &Path) -> String {
+    format!("unix://{}", path.display())
+}
+
+/// Listens at `path`, unless somebody does already. What a killed shim left is replaced.
+///
+/// # Errors
+/// What the system returned, with the path.
+pub(crate) fn listen(path: &Path) -> io::Result<Socket> {
+    let at = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    if let Some(directory) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at)?;
+    }
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                return Ok(Socket::Served);
+            }
+            remove(path);
+            UnixListener::bind(path).map_err(at)?
+        }
+        bound => bound.map_err(at)?,
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(at)?;
+    Ok(Socket::New(listener))
+}
+
+/// Removes the socket at `path`, if it is there.
+pub(crate) fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "a socket stays behind");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_is_the_one_that_containerds_shims_use() {
+        // printf %s /run/containerd/containerd.sock/default/t1 | sha256sum
+        assert_eq!(
+            path("/run/containerd/containerd.sock", "default", "t1"),
+            Path::new("/run/containerd/s/df6a0c5cd2e9a1a16d9a3f2447365d9fc6021bc1d3d9a4caa2f5b2c4f773758f")
+        );
+    }
+
+    #[test]
+    fn a_served_socket_is_told_from_one_that_a_killed_shim_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s/socket");
+        let Socket::New(listener) = listen(&path).unwrap() else { panic!("nobody was there") };
+        assert!(matches!(listen(&path).unwrap(), Socket::Served));
+        drop(listener);
+        assert!(path.exists());
+        assert!(matches!(listen(&path).unwrap(), Socket::New(_)));
+    }
+}

@@ -1,0 +1,153 @@
+//! `start`: finds the pod's shim or starts it, and prints its address.
+//!
+//! The address is plain text. containerd 1.6 knows nothing else, and every later version takes it for version 2 of the
+//! Task service over ttrpc. Nothing else may be written: containerd takes standard error for the answer too.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, mem};
+
+use rustix::io::DupFlags;
+
+use super::flags::Flags;
+use super::socket::{self, Socket};
+use crate::config::CONFIG_VARIABLE;
+use crate::daemon::LISTENER;
+use crate::identifier::{self, InvalidIdentifier};
+use crate::spec::{Document, DocumentError};
+use crate::task_service::{OptionsError, RuntimeOptions};
+
+/// The most bytes of options that are read.
+const OPTIONS_MAX: u64 = 10 << 20;
+
+/// Where a configuration that came as text is kept, in the bundle.
+const INLINE_CONFIG: &str = "saya.toml";
+
+/// Why a shim could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// An id or a namespace that is no identifier.
+    #[error(transparent)]
+    Identifier(#[from] InvalidIdentifier),
+    /// The bundle's spec.
+    #[error(transparent)]
+    Spec(#[from] DocumentError),
+    /// The runtime's options.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// A container for a pod that is not there.
+    #[error("container {container}: its sandbox {sandbox} is not running")]
+    NoSandbox {
+        /// The container.
+        container: String,
+        /// The sandbox.
+        sandbox: String,
+    },
+    /// The system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was being done.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::System { what, source }
+}
+
+/// Finds or starts the shim for the container that the flags name, whose bundle is the working directory.
+///
+/// # Errors
+/// Whatever kept the shim from starting.
+pub(super) fn run(flags: &Flags) -> Result<(), StartError> {
+    identifier::validate("namespace", &flags.namespace)?;
+    identifier::validate("container id", &flags.id)?;
+    let bundle = env::current_dir().map_err(system("the bundle"))?;
+    let spec = Document::read(&bundle)?;
+    let sandbox = spec.sandbox_id(&flags.id)?;
+    let path = socket::path(&flags.address, &flags.namespace, sandbox);
+    match socket::listen(&path).map_err(system("the shim's socket"))? {
+        Socket::Served => {}
+        Socket::New(_) if !spec.makes_pod() => {
+            socket::remove(&path);
+            return Err(StartError::NoSandbox { container: flags.id.clone(), sandbox: sandbox.to_owned() });
+        }
+        Socket::New(listener) => {
+            if let Err(error) = start(flags, &bundle, &listener) {
+                socket::remove(&path);
+                return Err(error);
+            }
+        }
+    }
+    let address = socket::address(&path);
+    fs::write(bundle.join("address"), &address).map_err(system("the bundle's file address"))?;
+    io::stdout().write_all(address.as_bytes()).map_err(system("standard output"))
+}
+
+fn start(flags: &Flags, bundle: &Path, listener: &UnixListener) -> Result<(), StartError> {
+    let config = configuration(bundle)?;
+    let mut command = daemon_command(flags, listener).map_err(system("the shim's binary"))?;
+    if let Some(config) = config {
+        command.env(CONFIG_VARIABLE, config);
+    }
+    let child = command.spawn().map_err(system("starting the shim"))?;
+    fs::write(bundle.join("shim.pid"), child.id().to_string()).map_err(system("the bundle's file shim.pid"))?;
+    let score = oom_score().map_err(system("containerd's OOM score"))?;
+    fs::write(format!("/proc/{}/oom_score_adj", child.id()), score).map_err(system("the shim's OOM score"))
+}
+
+/// The configuration file that the runtime's options ask for, if they do.
+fn configuration(bundle: &Path) -> Result<Option<PathBuf>, StartError> {
+    let mut bytes = Vec::new();
+    io::stdin().take(OPTIONS_MAX).read_to_end(&mut bytes).map_err(system("the runtime's options"))?;
+    let options = RuntimeOptions::read_bytes(&bytes)?;
+    if !options.config_body.is_empty() {
+        let path = bundle.join(INLINE_CONFIG);
+        fs::write(&path, options.config_body).map_err(system("the configuration in the bundle"))?;
+        return Ok(Some(path));
+    }
+    Ok(Some(options.config_path).filter(|path| !path.is_empty()).map(PathBuf::from))
+}
+
+/// This binary again, as the long-running shim, with the listening socket at [`LISTENER`].
+fn daemon_command(flags: &Flags, listener: &UnixListener) -> io::Result<Command> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["-namespace", &flags.namespace, "-id", &flags.id, "-address", &flags.address]);
+    if !flags.publish_binary.is_empty() {
+        command.args(["-publish-binary", &flags.publish_binary]);
+    }
+    if flags.debug {
+        command.arg("-debug");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    let number = listener.as_raw_fd();
+    let place_listener = move || {
+        // SAFETY: the parent holds the listener open across fork.
+        let listener = unsafe { BorrowedFd::borrow_raw(number) };
+        if number == LISTENER {
+            return Ok(rustix::io::fcntl_setfd(listener, rustix::io::FdFlags::empty())?);
+        }
+        // SAFETY: whatever is at this number belongs to no one in this process, which is about to exec.
+        let mut placed = mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(LISTENER) });
+        Ok(rustix::io::dup3(listener, &mut placed, DupFlags::empty())?)
+    };
+    // SAFETY: between fork and exec the closure makes system calls alone and touches no lock and no heap.
+    unsafe { command.pre_exec(place_listener) };
+    Ok(command)
+}
+
+/// The shim's OOM score, one above containerd's, so that containerd is the later to be killed.
+fn oom_score() -> io::Result<String> {
+    const HIGHEST: i32 = 1000;
+    let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
+    let score = fs::read_to_string(format!("/proc/{parent}/oom_score_adj"))?;
+    let score: i32 = score.trim().parse().map_err(io::Error::other)?;
+    Ok((score + 1).min(HIGHEST).to_string())
+}

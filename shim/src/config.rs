@@ -1,0 +1,203 @@
+//! The configuration file: TOML, every key optional, unknown keys refused. `docs/configuration.md` describes the keys.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+use serde::Deserialize;
+
+/// The environment variable that names the configuration file before every other place.
+pub(crate) const CONFIG_VARIABLE: &str = "SAYA_CONFIG";
+
+/// Where the file is looked for when [`CONFIG_VARIABLE`] does not name one; the first that exists counts.
+const PLACES: [&str; 2] = ["/etc/saya/config.toml", "/usr/local/share/saya/config.toml"];
+
+/// What an operator can set.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// The guest kernel: an uncompressed ELF `vmlinux` with a PVH entry.
+    pub(crate) kernel: PathBuf,
+    /// The guest's initramfs: an uncompressed cpio archive with the agent as `/init`.
+    pub(crate) initramfs: PathBuf,
+    /// Virtual CPUs of a pod that sets no CPU limit.
+    pub(crate) vcpus: u32,
+    /// Memory in MiB of a pod that sets no memory limit, all of the VM's.
+    pub(crate) memory: u64,
+    /// Memory in MiB that a VM gets beyond its pod's memory limit: for the guest's kernel and agent.
+    pub(crate) memory_overhead: u64,
+    /// Kernel parameters, added after the built-in ones.
+    pub(crate) kernel_parameters: String,
+    /// Whether the guest's kernel writes its whole log to the console, which is slow.
+    pub(crate) console_verbose: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kernel: PathBuf::from("/usr/local/share/saya/vmlinux"),
+            initramfs: PathBuf::from("/usr/local/share/saya/initramfs.cpio"),
+            vcpus: 1,
+            memory: 512,
+            memory_overhead: 96,
+            kernel_parameters: String::new(),
+            console_verbose: false,
+        }
+    }
+}
+
+/// Why there is no usable configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file is there, or was asked for, and cannot be read.
+    #[error("configuration {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("configuration {path}: {message}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The parser's own words, with line and key.
+        message: String,
+    },
+    /// A value outside its bounds.
+    #[error("configuration {path}: {key} = {value} is out of range: it must be {range}")]
+    OutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        range: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads the file that applies, or takes the defaults where there is none.
+    ///
+    /// # Errors
+    /// A file that was named and does not exist, or any file that is malformed.
+    pub(crate) fn load() -> Result<Self, ConfigError> {
+        if let Some(path) = env::var_os(CONFIG_VARIABLE).filter(|path| !path.is_empty()) {
+            return Self::read(Path::new(&path));
+        }
+        for place in PLACES {
+            match Self::read(Path::new(place)) {
+                Err(ConfigError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                answer => return answer,
+            }
+        }
+        Ok(Self::default())
+    }
+
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// Unreadable or malformed; the message names the file and the key.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Malformed {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let out_of_range = |key, value: String, range| {
+            Err(ConfigError::OutOfRange { path: path.to_owned(), key, value, range })
+        };
+        if !(1..=crate::sizing::VCPUS_MAX).contains(&self.vcpus) {
+            return out_of_range("vcpus", self.vcpus.to_string(), "1 to 64");
+        }
+        if !(crate::sizing::MEMORY_MIN..=crate::sizing::MEMORY_MAX).contains(&self.memory) {
+            return out_of_range("memory", self.memory.to_string(), "64 to 1048575 MiB");
+        }
+        if !(crate::sizing::MEMORY_MIN..=65_536).contains(&self.memory_overhead) {
+            return out_of_range("memory_overhead", self.memory_overhead.to_string(), "64 to 65536 MiB");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/saya/config.toml"))
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn every_key_is_taken() {
+        let config = parse(
+            r#"
+            kernel = "/k"
+            initramfs = "/i"
+            vcpus = 2
+            memory = 300
+            memory_overhead = 100
+            kernel_parameters = "noxsave"
+            console_verbose = true
+            "#,
+        )
+        .unwrap();
+        assert_eq!(
+            config,
+            Config {
+                kernel: "/k".into(),
+                initramfs: "/i".into(),
+                vcpus: 2,
+                memory: 300,
+                memory_overhead: 100,
+                kernel_parameters: "noxsave".into(),
+                console_verbose: true,
+            }
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_name_and_the_files() {
+        let message = parse("memroy = 5").unwrap_err().to_string();
+        assert!(message.contains("memroy") && message.contains("/etc/saya/config.toml"), "{message}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_refused_with_its_key() {
+        let message = parse("vcpus = \"two\"").unwrap_err().to_string();
+        assert!(message.contains("vcpus"), "{message}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_key_and_value() {
+        for (text, key, value) in
+            [("vcpus = 0", "vcpus", "0"), ("memory = 3", "memory", "3"), ("vcpus = 65", "vcpus", "65")]
+        {
+            let message = parse(text).unwrap_err().to_string();
+            assert!(message.contains(key) && message.contains(value), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_that_is_missing_is_an_error() {
+        let error = Config::read(Path::new("/nonexistent/saya.toml")).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/saya.toml"));
+    }
+}

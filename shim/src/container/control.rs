@@ -1,0 +1,157 @@
+//! What is done with a container while it runs.
+
+use std::sync::Arc;
+
+use saya_agent_api::agent::{
+    ContainerRequest, ContainerStatsResponse, GuestProcess, ResizeTerminalRequest, SignalProcessRequest,
+    UpdateContainerRequest,
+};
+use ttrpc::Code;
+
+use super::error::TaskError;
+use super::process::Phase;
+use super::tasks::{Container, Freezer, Tasks};
+use crate::events::Event;
+use crate::pod::agent::{Agent, no_timeout};
+
+impl Tasks {
+    /// Sends a signal to a process, or to all of a container.
+    ///
+    /// # Errors
+    /// NotFound when it has ended.
+    pub(crate) async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<(), TaskError> {
+        let container = self.container(id)?;
+        container.process(exec)?.check_signalable()?;
+        let agent = self.agent().await?;
+        let request = SignalProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let answer = agent.calls().signal_process(no_timeout(), &request).await;
+        match self.answer(answer).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Code::NOT_FOUND => {
+                Err(TaskError::not_found("process already finished"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// It does not run, or is frozen.
+    pub(crate) async fn pause(&self, id: &str) -> Result<(), TaskError> {
+        let (container, agent) = self.running(id, "pause").await?;
+        if container.freezer() != Freezer::Thawed {
+            return Err(TaskError::failed_precondition("cannot pause a paused container"));
+        }
+        container.set_freezer(Freezer::Freezing);
+        let answer = agent.calls().pause_container(no_timeout(), &request(id)).await;
+        let answer = self.answer(answer).await;
+        container.set_freezer(if answer.is_ok() { Freezer::Frozen } else { Freezer::Thawed });
+        answer?;
+        self.publisher().send(Event::paused(id));
+        Ok(())
+    }
+
+    /// Lets a frozen container run again.
+    ///
+    /// # Errors
+    /// It is not frozen.
+    pub(crate) async fn resume(&self, id: &str) -> Result<(), TaskError> {
+        let (container, agent) = self.running(id, "resume").await?;
+        if container.freezer() != Freezer::Frozen {
+            return Err(TaskError::failed_precondition("cannot resume a running process"));
+        }
+        let answer = agent.calls().resume_container(no_timeout(), &request(id)).await;
+        self.answer(answer).await?;
+        container.set_freezer(Freezer::Thawed);
+        self.publisher().send(Event::resumed(id));
+        Ok(())
+    }
+
+    async fn running(&self, id: &str, verb: &str) -> Result<(Arc<Container>, Agent), TaskError> {
+        let container = self.container(id)?;
+        let refused = |state| Err(TaskError::failed_precondition(format!("cannot {verb} a {state} container")));
+        match container.init.phase() {
+            Phase::Running => Ok((container, self.agent().await?)),
+            Phase::Created => refused("created"),
+            Phase::Stopped(_) => refused("stopped"),
+        }
+    }
+
+    /// Changes a container's limits; `resources` is the OCI `linux.resources` object as JSON.
+    ///
+    /// # Errors
+    /// It has ended, or the limits cannot be.
+    pub(crate) async fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), TaskError> {
+        let container = self.container(id)?;
+        if matches!(container.init.phase(), Phase::Stopped(_)) {
+            return Err(TaskError::failed_precondition("cannot update a stopped container"));
+        }
+        let request = UpdateContainerRequest {
+            container_id: id.to_owned(),
+            oci_resources: resources,
+            ..Default::default()
+        };
+        let answer = self.agent().await?.calls().update_container(no_timeout(), &request).await;
+        self.answer(answer).await.map(|_| ())
+    }
+
+    /// The size of a process's terminal. For a process without one it means nothing.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) async fn resize(&self, id: &str, exec: &str, columns: u32, rows: u32) -> Result<(), TaskError> {
+        let process = self.container(id)?.process(exec)?;
+        match process.phase() {
+            Phase::Stopped(_) => {
+                return Err(TaskError::failed_precondition("cannot resize a stopped container"));
+            }
+            Phase::Created | Phase::Running if !process.stdio.terminal => return Ok(()),
+            // An additional process that is only named: the size is its terminal's first once it starts.
+            Phase::Created | Phase::Running if process.guest_pid() == 0 => {
+                process.set_terminal_size(columns, rows);
+                return Ok(());
+            }
+            Phase::Created | Phase::Running => {}
+        }
+        let request = ResizeTerminalRequest {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            columns,
+            rows,
+            ..Default::default()
+        };
+        let answer = self.agent().await?.calls().resize_terminal(no_timeout(), &request).await;
+        self.answer(answer).await.map(|_| ())
+    }
+
+    /// The container's processes, by their pids in the guest.
+    ///
+    /// # Errors
+    /// No such container.
+    pub(crate) async fn processes(&self, id: &str) -> Result<Vec<GuestProcess>, TaskError> {
+        self.container(id)?;
+        let answer = self.agent().await?.calls().list_processes(no_timeout(), &request(id)).await;
+        Ok(self.answer(answer).await?.processes)
+    }
+
+    /// The files of the container's cgroup in the guest.
+    ///
+    /// # Errors
+    /// No such container.
+    pub(crate) async fn statistics(&self, id: &str) -> Result<ContainerStatsResponse, TaskError> {
+        self.container(id)?;
+        let answer = self.agent().await?.calls().container_stats(no_timeout(), &request(id)).await;
+        self.answer(answer).await
+    }
+}
+
+fn request(id: &str) -> ContainerRequest {
+    ContainerRequest { container_id: id.to_owned(), ..Default::default() }
+}

@@ -1,0 +1,249 @@
+//! Creating a container.
+
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::api::Mount;
+use rustix::mount::MountPropagationFlags;
+use saya_agent_api::agent::CreateContainerRequest;
+
+use super::error::TaskError;
+use super::process::Process;
+use super::tasks::{Container, Reservation, Tasks};
+use super::{exit, hooks};
+use crate::events::Event;
+use crate::identifier;
+use crate::io::{HostEnds, ProcessIo, Stdio, StdioError};
+use crate::mount;
+use crate::pod::agent::no_timeout;
+use crate::pod::directory::ContainerPlaces;
+use crate::spec::mounts::{self, Volume};
+use crate::spec::translation::{self, Context, Translation, TranslationError};
+use crate::spec::{Document, DocumentError};
+
+/// What containerd says of a container to be.
+#[derive(Debug, Default)]
+pub(crate) struct CreateRequest {
+    /// Its id.
+    pub(crate) id: String,
+    /// Its bundle's directory.
+    pub(crate) bundle: PathBuf,
+    /// What makes its root file system; empty when the spec's `root.path` is it.
+    pub(crate) rootfs: Vec<Mount>,
+    /// Where its first process's streams are.
+    pub(crate) stdio: Stdio,
+    /// A checkpoint to restore.
+    pub(crate) checkpoint: String,
+}
+
+impl From<TranslationError> for TaskError {
+    fn from(error: TranslationError) -> Self {
+        Self::invalid_argument(error)
+    }
+}
+
+impl From<DocumentError> for TaskError {
+    fn from(error: DocumentError) -> Self {
+        Self::invalid_argument(error)
+    }
+}
+
+impl From<StdioError> for TaskError {
+    fn from(error: StdioError) -> Self {
+        match error {
+            StdioError::Uri(error) => Self::invalid_argument(error),
+            error => Self::failed(error),
+        }
+    }
+}
+
+impl Tasks {
+    /// Creates a container, its first process stopped just before its exec. Answers the pid.
+    ///
+    /// # Errors
+    /// Whatever kept it from being; nothing of it is left.
+    pub(crate) async fn create(&self, request: CreateRequest) -> Result<u32, TaskError> {
+        self.pod().timeline().mark(|timeline| &mut timeline.create_received_ns);
+        identifier::validate("container id", &request.id).map_err(TaskError::invalid_argument)?;
+        if !request.checkpoint.is_empty() {
+            return Err(TaskError::unimplemented("restoring a checkpoint is not supported"));
+        }
+        let reservation = self.reserve(&request.id)?;
+        self.pod().vm().map_err(TaskError::invalid_argument)?;
+        let spec = Document::read(&request.bundle)?;
+        let sandbox = if spec.makes_pod() { None } else { self.pod().sandbox() };
+        let translation = translation::translate(
+            &spec,
+            &Context {
+                container: &request.id,
+                bundle: &request.bundle,
+                sandbox,
+                inspect: &mounts::inspect,
+            },
+        )?;
+        let places = self.pod().directory().container(&request.id);
+        let created = self.create_with(&request, &spec, translation, places.clone(), reservation).await;
+        if created.is_err() {
+            remove_places(&places).await;
+        }
+        created
+    }
+
+    async fn create_with(
+        &self,
+        request: &CreateRequest,
+        spec: &Document,
+        translation: Translation,
+        places: ContainerPlaces,
+        reservation: Reservation,
+    ) -> Result<u32, TaskError> {
+        let Translation { guest, volumes, hooks, root, .. } = translation;
+        lay_out(&places, root_mounts(&request.rootfs), root, volumes).await?;
+        self.pod().timeline().mark(|timeline| &mut timeline.rootfs_mounted_ns);
+
+        let ends = HostEnds::open(&request.stdio, &request.id, self.namespace()).await?;
+        let pid = self.pod().host_pid();
+        let agent = self.agent().await?;
+        hooks::run(&hooks.create, &hooks::state(&request.id, &request.bundle, "creating", pid))
+            .await
+            .map_err(TaskError::failed)?;
+        let (io, mut streams) = ends.connect(&agent, request.stdio.terminal).await?;
+        (streams.terminal_columns, streams.terminal_rows) = console_size(&guest);
+        let guest_pid = self.make(&request.id, &guest, streams, &agent).await;
+        let guest_pid = match guest_pid {
+            Ok(guest_pid) => guest_pid,
+            Err(error) => {
+                io.close();
+                return Err(error);
+            }
+        };
+        self.register(request, spec, &guest, guest_pid, io, places, hooks, reservation);
+        self.pod().timeline().mark(|timeline| &mut timeline.container_created_ns);
+        Ok(pid)
+    }
+
+    async fn make(
+        &self,
+        id: &str,
+        guest: &serde_json::Value,
+        streams: saya_agent_api::agent::Streams,
+        agent: &crate::pod::agent::Agent,
+    ) -> Result<u32, TaskError> {
+        let request = CreateContainerRequest {
+            container_id: id.to_owned(),
+            oci_spec: guest.to_string().into_bytes(),
+            streams: Some(streams).into(),
+            ..Default::default()
+        };
+        let answer = agent.calls().create_container(no_timeout(), &request).await;
+        Ok(self.answer(answer).await.map_err(|error| error.context("creating the container"))?.pid)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn register(
+        &self,
+        request: &CreateRequest,
+        spec: &Document,
+        guest: &serde_json::Value,
+        guest_pid: u32,
+        io: ProcessIo,
+        places: ContainerPlaces,
+        hooks: crate::spec::hooks::HostHooks,
+        reservation: Reservation,
+    ) {
+        if spec.makes_pod() {
+            self.pod().set_sandbox(guest_pid);
+        }
+        let process = Process::new(&request.id, "", request.stdio.clone());
+        process.made(guest_pid, io);
+        let container =
+            Container::new(request.bundle.clone(), process, places, hooks, has_own_pid_namespace(guest));
+        self.publisher().send(Event::create(
+            &request.id,
+            &request.bundle.to_string_lossy(),
+            request.rootfs.clone(),
+            &request.stdio,
+            &request.checkpoint,
+            self.pod().host_pid(),
+        ));
+        exit::watch_init(self, &container);
+        exit::watch_out_of_memory(self, &container);
+        reservation.fill(container);
+    }
+}
+
+/// Columns and rows that the spec's `process.consoleSize` gives; zeros where it does not.
+fn console_size(guest: &serde_json::Value) -> (u32, u32) {
+    let number = |pointer| {
+        let number = guest.pointer(pointer).and_then(serde_json::Value::as_u64);
+        number.and_then(|number| u32::try_from(number).ok()).unwrap_or(0)
+    };
+    (number("/process/consoleSize/width"), number("/process/consoleSize/height"))
+}
+
+/// Whether the spec asks for a pid namespace of its own and not to join another's.
+fn has_own_pid_namespace(guest: &serde_json::Value) -> bool {
+    let namespaces = guest.pointer("/linux/namespaces").and_then(serde_json::Value::as_array);
+    namespaces.into_iter().flatten().any(|entry| entry["type"] == "pid" && entry.get("path").is_none())
+}
+
+fn root_mounts(rootfs: &[Mount]) -> Vec<mount::Request> {
+    rootfs
+        .iter()
+        .map(|mount| mount::Request {
+            kind: mount.type_.clone(),
+            source: mount.source.clone(),
+            target: mount.target.clone(),
+            options: mount.options.clone(),
+        })
+        .collect()
+}
+
+/// Mounts a container's root file system and volumes. The guest boots meanwhile.
+async fn lay_out(
+    places: &ContainerPlaces,
+    root_mounts: Vec<mount::Request>,
+    root: PathBuf,
+    volumes: Vec<Volume>,
+) -> Result<(), TaskError> {
+    let places = places.clone();
+    blocking(move || {
+        let target = places.create().map_err(|error| format!("the container's directory: {error}"))?;
+        if root_mounts.is_empty() {
+            mount_root_directory(&root, &target)?;
+        } else {
+            mount::mount_all(&root_mounts, &target).map_err(|error| format!("the root file system: {error}"))?;
+        }
+        let flags = MountPropagationFlags::DOWNSTREAM;
+        mount::change_propagation(&target, flags, true).map_err(|error| error.to_string())?;
+        volumes.iter().try_for_each(|volume| mount_volume(&places, volume))
+    })
+    .await
+}
+
+fn mount_root_directory(root: &Path, target: &Path) -> Result<(), String> {
+    mount::bind(root, target, true, false).map_err(|error| format!("root.path {}: {error}", root.display()))
+}
+
+fn mount_volume(places: &ContainerPlaces, volume: &Volume) -> Result<(), String> {
+    let failed = |error| format!("mounting {}: {error}", volume.source.display());
+    let target = places.create_volume(&volume.name, volume.directory).map_err(failed)?;
+    let bind = if volume.slave { mount::bind_slave } else { mount::bind };
+    bind(&volume.source, &target, volume.recursive, volume.read_only).map_err(failed)
+}
+
+/// Takes a container's mounts and directories away.
+pub(super) async fn remove_places(places: &ContainerPlaces) {
+    let places = places.clone();
+    let removed = blocking(move || places.remove().map_err(|error| error.to_string())).await;
+    if let Err(error) = removed {
+        tracing::error!(%error, "files of a container stay behind");
+    }
+}
+
+/// Runs what may wait for a file system on a thread of its own.
+async fn blocking(work: impl FnOnce() -> Result<(), String> + Send + 'static) -> Result<(), TaskError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(TaskError::failed),
+        Err(error) => Err(TaskError::failed(error)),
+    }
+}

@@ -1,0 +1,70 @@
+//! Why a call of the Task service fails, and the gRPC code that says so.
+
+use ttrpc::Code;
+
+/// A failed call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct TaskError {
+    code: Code,
+    message: String,
+}
+
+impl TaskError {
+    fn new(code: Code, message: impl ToString) -> Self {
+        Self { code, message: message.to_string() }
+    }
+
+    /// No such container or process, or it has ended.
+    pub(crate) fn not_found(message: impl ToString) -> Self {
+        Self::new(Code::NOT_FOUND, message)
+    }
+
+    /// The id is in use.
+    pub(crate) fn already_exists(message: impl ToString) -> Self {
+        Self::new(Code::ALREADY_EXISTS, message)
+    }
+
+    /// Not in this state.
+    pub(crate) fn failed_precondition(message: impl ToString) -> Self {
+        Self::new(Code::FAILED_PRECONDITION, message)
+    }
+
+    /// A request or a spec that cannot be right.
+    pub(crate) fn invalid_argument(message: impl ToString) -> Self {
+        Self::new(Code::INVALID_ARGUMENT, message)
+    }
+
+    /// A call that there is no answer to.
+    pub(crate) fn unimplemented(message: impl ToString) -> Self {
+        Self::new(Code::UNIMPLEMENTED, message)
+    }
+
+    /// Anything that went wrong while it was done: containerd's own shim answers with this code too.
+    pub(crate) fn failed(message: impl ToString) -> Self {
+        Self::new(Code::UNKNOWN, message)
+    }
+
+    /// The same with words before it.
+    pub(crate) fn context(self, words: &str) -> Self {
+        Self { message: format!("{words}: {}", self.message), ..self }
+    }
+
+    /// The gRPC code.
+    pub(crate) fn code(&self) -> Code {
+        self.code
+    }
+}
+
+impl From<TaskError> for ttrpc::Error {
+    fn from(error: TaskError) -> Self {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code, error.message))
+    }
+}
+
+impl From<ttrpc::proto::Status> for TaskError {
+    /// The agent's answers carry codes as containerd means them.
+    fn from(status: ttrpc::proto::Status) -> Self {
+        Self { code: status.code(), message: status.message }
+    }
+}

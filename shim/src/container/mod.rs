@@ -1,0 +1,16 @@
+//! The containers of a pod and what containerd does with them.
+
+mod control;
+mod create;
+mod delete;
+mod error;
+mod exit;
+mod hooks;
+mod process;
+mod start;
+mod tasks;
+
+pub(crate) use create::CreateRequest;
+pub(crate) use error::TaskError;
+pub(crate) use process::{Phase, Process};
+pub(crate) use tasks::{Freezer, Tasks};

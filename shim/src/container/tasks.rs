@@ -1,0 +1,254 @@
+//! The pod's containers by their ids.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::task::JoinHandle;
+
+use super::error::TaskError;
+use super::process::{Phase, Process};
+use crate::events::Publisher;
+use crate::pod::Pod;
+use crate::pod::agent::Agent;
+use crate::pod::directory::ContainerPlaces;
+use crate::spec::hooks::HostHooks;
+
+/// A pod's containers. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Tasks {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    namespace: String,
+    pod: Arc<Pod>,
+    publisher: Publisher,
+    containers: Mutex<HashMap<String, Slot>>,
+}
+
+/// What an id stands for.
+enum Slot {
+    /// A container that is being created.
+    Reserved,
+    /// A container.
+    Filled(Arc<Container>),
+}
+
+/// A container.
+pub(crate) struct Container {
+    /// Its id.
+    pub(crate) id: String,
+    /// Its bundle's directory.
+    pub(crate) bundle: PathBuf,
+    /// Its first process.
+    pub(crate) init: Arc<Process>,
+    /// Where its files are on the host.
+    pub(crate) places: ContainerPlaces,
+    /// What runs on the host after its start and its end.
+    pub(crate) hooks: HostHooks,
+    /// Whether its processes end with its first one, because they are in a pid namespace of their own.
+    pub(crate) own_pid_namespace: bool,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+    freezer: Mutex<Freezer>,
+    watchers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Whether a container is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Freezer {
+    /// It runs.
+    Thawed,
+    /// The agent is freezing it.
+    Freezing,
+    /// It is frozen.
+    Frozen,
+}
+
+/// An id that is being created. It is free again unless it is [filled](Self::fill).
+pub(crate) struct Reservation {
+    tasks: Tasks,
+    id: String,
+    filled: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change of what these guard is one insertion, removal or assignment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tasks {
+    /// No containers yet.
+    pub(crate) fn new(namespace: &str, pod: Arc<Pod>, publisher: Publisher) -> Self {
+        let containers = Mutex::new(HashMap::new());
+        Self { inner: Arc::new(Inner { namespace: namespace.to_owned(), pod, publisher, containers }) }
+    }
+
+    /// containerd's namespace.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.inner.namespace
+    }
+
+    /// The pod.
+    pub(crate) fn pod(&self) -> &Pod {
+        &self.inner.pod
+    }
+
+    /// Where events go.
+    pub(crate) fn publisher(&self) -> &Publisher {
+        &self.inner.publisher
+    }
+
+    /// The agent.
+    ///
+    /// # Errors
+    /// The pod could not be started or its VM has stopped.
+    pub(crate) async fn agent(&self) -> Result<Agent, TaskError> {
+        self.pod().agent().await.map_err(TaskError::failed)
+    }
+
+    /// Makes an agent's answer the caller's, and a lost agent the reason of its loss.
+    ///
+    /// # Errors
+    /// The agent's refusal, or why there is no agent any more.
+    pub(crate) async fn answer<T>(&self, answer: ttrpc::Result<T>) -> Result<T, TaskError> {
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(ttrpc::Error::RpcStatus(status)) => Err(status.into()),
+            Err(error) => Err(match self.pod().lost(&error).await {
+                Some(report) => TaskError::failed(format!("the pod's virtual machine has stopped: {report}")),
+                None => TaskError::failed(error),
+            }),
+        }
+    }
+
+    /// Takes an id for a container to be.
+    ///
+    /// # Errors
+    /// AlreadyExists.
+    pub(crate) fn reserve(&self, id: &str) -> Result<Reservation, TaskError> {
+        let mut containers = lock(&self.inner.containers);
+        if containers.contains_key(id) {
+            return Err(TaskError::already_exists(format!("container {id} already exists")));
+        }
+        containers.insert(id.to_owned(), Slot::Reserved);
+        Ok(Reservation { tasks: self.clone(), id: id.to_owned(), filled: false })
+    }
+
+    /// The container with this id.
+    ///
+    /// # Errors
+    /// NotFound, with the words of containerd's own shim.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
+        match lock(&self.inner.containers).get(id) {
+            Some(Slot::Filled(container)) => Ok(container.clone()),
+            Some(Slot::Reserved) | None => Err(TaskError::not_found("container not created")),
+        }
+    }
+
+    /// Forgets a container.
+    pub(crate) fn remove(&self, id: &str) {
+        lock(&self.inner.containers).remove(id);
+    }
+
+    /// Whether there is no container, nor one to be.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.inner.containers).is_empty()
+    }
+}
+
+impl Reservation {
+    /// The container is there.
+    pub(crate) fn fill(mut self, container: Arc<Container>) {
+        self.filled = true;
+        lock(&self.tasks.inner.containers).insert(self.id.clone(), Slot::Filled(container));
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.tasks.remove(&self.id);
+        }
+    }
+}
+
+impl Container {
+    /// A container whose first process is `init`.
+    pub(crate) fn new(
+        bundle: PathBuf,
+        init: Arc<Process>,
+        places: ContainerPlaces,
+        hooks: HostHooks,
+        own_pid_namespace: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id: init.container.clone(),
+            bundle,
+            init,
+            places,
+            hooks,
+            own_pid_namespace,
+            execs: Mutex::default(),
+            freezer: Mutex::new(Freezer::Thawed),
+            watchers: Mutex::default(),
+        })
+    }
+
+    /// The first process for an empty id, else the additional one with this id.
+    ///
+    /// # Errors
+    /// NotFound.
+    pub(crate) fn process(&self, exec: &str) -> Result<Arc<Process>, TaskError> {
+        if exec.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let found = lock(&self.execs).get(exec).cloned();
+        found.ok_or_else(|| TaskError::not_found(format!("process does not exist {exec}")))
+    }
+
+    /// Names an additional process.
+    ///
+    /// # Errors
+    /// AlreadyExists.
+    pub(crate) fn add_exec(&self, process: Arc<Process>) -> Result<(), TaskError> {
+        let mut execs = lock(&self.execs);
+        if execs.contains_key(&process.exec) {
+            return Err(TaskError::already_exists(format!("id {}", process.exec)));
+        }
+        execs.insert(process.exec.clone(), process);
+        Ok(())
+    }
+
+    /// Forgets an additional process.
+    pub(crate) fn remove_exec(&self, exec: &str) {
+        lock(&self.execs).remove(exec);
+    }
+
+    /// The additional processes that run.
+    pub(crate) fn running_execs(&self) -> Vec<Arc<Process>> {
+        lock(&self.execs).values().filter(|process| process.phase() == Phase::Running).cloned().collect()
+    }
+
+    /// Whether it is frozen.
+    pub(crate) fn freezer(&self) -> Freezer {
+        *lock(&self.freezer)
+    }
+
+    /// It is frozen, or no more.
+    pub(crate) fn set_freezer(&self, freezer: Freezer) {
+        *lock(&self.freezer) = freezer;
+    }
+
+    /// A task that is to end with the container.
+    pub(crate) fn keep_watcher(&self, watcher: JoinHandle<()>) {
+        lock(&self.watchers).push(watcher);
+    }
+
+    /// Ends those tasks.
+    pub(crate) fn end_watchers(&self) {
+        for watcher in lock(&self.watchers).drain(..) {
+            watcher.abort();
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What happened to tasks, told to containerd.
+
+mod message;
+mod publisher;
+
+pub(crate) use message::{Event, Exit, any};
+pub(crate) use publisher::{Address, Publisher};

@@ -1,0 +1,288 @@
+//! Mounting on the host: root file systems as containerd names them, volumes, and taking them away again.
+
+mod options;
+mod overlay;
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+
+use options::Options;
+
+/// The most bytes that mount(2) takes as data, its end included: one page.
+const DATA_MAX: usize = 4096;
+
+/// A mount as containerd asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    /// The file system's type.
+    pub(crate) kind: String,
+    /// The source.
+    pub(crate) source: String,
+    /// A path below the common target; empty for the target itself.
+    pub(crate) target: String,
+    /// Options.
+    pub(crate) options: Vec<String>,
+}
+
+/// Why a mount failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MountError {
+    /// The system said no.
+    #[error("mounting {kind} {origin:?} at {target}: {error}")]
+    Refused {
+        /// The file system's type.
+        kind: String,
+        /// The source.
+        origin: String,
+        /// Where it should go.
+        target: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A source that needs a loop device.
+    #[error("mounting {kind} {origin:?}: option \"loop\" is not supported: attach a loop device on the host first")]
+    Loop {
+        /// The file system's type.
+        kind: String,
+        /// The source.
+        origin: String,
+    },
+    /// More options than the kernel takes.
+    #[error("mounting {kind} at {target}: {length} bytes of options exceed the {DATA_MAX} that the kernel takes")]
+    TooLong {
+        /// The file system's type.
+        kind: String,
+        /// Where it should go.
+        target: PathBuf,
+        /// How many there are.
+        length: usize,
+    },
+    /// A target that could leave the directory that it should be in.
+    #[error("mount target {0:?} is not a path below the root file system")]
+    Target(String),
+}
+
+/// Mounts `requests` on `target`, one after the other. What is mounted already stays when one fails:
+/// [`unmount_all`] takes it away.
+///
+/// # Errors
+/// The first mount that failed.
+pub(crate) fn mount_all(requests: &[Request], target: &Path) -> Result<(), MountError> {
+    for request in requests {
+        let relative = Path::new(&request.target);
+        if relative.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
+            return Err(MountError::Target(request.target.clone()));
+        }
+        let relative = relative.strip_prefix("/").unwrap_or(relative);
+        let target =
+            if relative.as_os_str().is_empty() { target.to_owned() } else { target.join(relative) };
+        request.mount(&target)?;
+    }
+    Ok(())
+}
+
+impl Request {
+    fn mount(&self, target: &Path) -> Result<(), MountError> {
+        let options = Options::parse(self.options.iter().map(String::as_str));
+        if options.loop_device {
+            return Err(MountError::Loop { kind: self.kind.clone(), origin: self.source.clone() });
+        }
+        let refused = |error| MountError::Refused {
+            kind: self.kind.clone(),
+            origin: self.source.clone(),
+            target: target.to_owned(),
+            error,
+        };
+        if options.flags.contains(MountFlags::BIND) || self.kind == "bind" {
+            let recursive = options.flags.contains(MountFlags::REC);
+            let read_only = options.flags.contains(MountFlags::RDONLY);
+            return bind(Path::new(&self.source), target, recursive, read_only).map_err(refused);
+        }
+        if options.data.len() < DATA_MAX {
+            return mount(&self.source, target, &self.kind, options.flags, &options.data).map_err(refused);
+        }
+        if self.kind == "overlay"
+            && let Some(short) = overlay::shorten(&options.data)
+            && short.data.len() < DATA_MAX
+        {
+            return overlay::mount_from(&short, target, options.flags).map_err(refused);
+        }
+        Err(MountError::TooLong {
+            kind: self.kind.clone(),
+            target: target.to_owned(),
+            length: options.data.len(),
+        })
+    }
+}
+
+fn mount(source: &str, target: &Path, kind: &str, flags: MountFlags, data: &str) -> io::Result<()> {
+    let data = CString::new(data)?;
+    Ok(rustix::mount::mount(source, target, kind, flags, data.as_c_str())?)
+}
+
+/// Binds `source` to `target` as a private mount: what is mounted below one later does not appear below the other.
+///
+/// # Errors
+/// What mount(2) returned.
+pub(crate) fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> io::Result<()> {
+    bind_with(source, target, recursive, read_only, MountPropagationFlags::PRIVATE)
+}
+
+/// As [`bind`], but what the host mounts below `source` later appears below `target` too.
+///
+/// # Errors
+/// What mount(2) returned.
+pub(crate) fn bind_slave(source: &Path, target: &Path, recursive: bool, read_only: bool) -> io::Result<()> {
+    bind_with(source, target, recursive, read_only, MountPropagationFlags::DOWNSTREAM)
+}
+
+fn bind_with(
+    source: &Path,
+    target: &Path,
+    recursive: bool,
+    read_only: bool,
+    propagation: MountPropagationFlags,
+) -> io::Result<()> {
+    if recursive {
+        rustix::mount::mount_bind_recursive(source, target)?;
+    } else {
+        rustix::mount::mount_bind(source, target)?;
+    }
+    change_propagation(target, propagation, recursive)?;
+    if read_only {
+        remount_bind(target, MountFlags::RDONLY)?;
+    }
+    Ok(())
+}
+
+/// Sets the per-mount flags of the mount at `target`, and keeps those that it has.
+///
+/// # Errors
+/// What statfs(2) or mount(2) returned.
+pub(crate) fn remount_bind(target: &Path, flags: MountFlags) -> io::Result<()> {
+    let had = rustix::fs::statvfs(target)?.f_flag;
+    let kept = [
+        (rustix::fs::StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
+        (rustix::fs::StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (rustix::fs::StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (rustix::fs::StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (rustix::fs::StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (rustix::fs::StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (rustix::fs::StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ]
+    .into_iter()
+    .filter(|(had_flag, _)| had.contains(*had_flag))
+    .fold(MountFlags::empty(), |all, (_, flag)| all | flag);
+    Ok(rustix::mount::mount_remount(target, MountFlags::BIND | kept | flags, c"")?)
+}
+
+/// Changes how mounts below `target` propagate.
+///
+/// # Errors
+/// What mount(2) returned.
+pub(crate) fn change_propagation(
+    target: &Path,
+    kind: MountPropagationFlags,
+    recursive: bool,
+) -> io::Result<()> {
+    let recursive = if recursive { MountPropagationFlags::REC } else { MountPropagationFlags::empty() };
+    Ok(rustix::mount::mount_change(target, kind | recursive)?)
+}
+
+/// Takes away every mount at `target` and below it, at once for whoever looks a path up, for good when the last
+/// user of an open file is gone. Nothing mounted, or no such path, is fine.
+///
+/// # Errors
+/// What umount2(2) returned.
+pub(crate) fn unmount_all(target: &Path) -> io::Result<()> {
+    loop {
+        match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Every mount point at or below `directory` in this process's mount namespace, the innermost last.
+///
+/// # Errors
+/// What reading `/proc/self/mountinfo` returned.
+pub(crate) fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(unescape)
+        .filter(|path| path.starts_with(directory))
+        .collect())
+}
+
+/// Undoes the octal escapes of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = after.get(..3).filter(|_| *first == b'\\').and_then(|digits| {
+            std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 8).ok())
+        });
+        match octal {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsStr::from_bytes(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(kind: &str, target: &str, options: &[&str]) -> Request {
+        Request {
+            kind: kind.into(),
+            source: "source".into(),
+            target: target.into(),
+            options: options.iter().map(|option| (*option).into()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_target_that_leaves_the_root_file_system_is_refused() {
+        let error = mount_all(&[request("tmpfs", "../../etc", &[])], Path::new("/nonexistent")).unwrap_err();
+        assert!(matches!(error, MountError::Target(_)));
+    }
+
+    #[test]
+    fn a_failed_mount_names_type_source_and_target() {
+        let message = mount_all(&[request("nosuchfs", "", &[])], Path::new("/nonexistent/target"))
+            .unwrap_err()
+            .to_string();
+        for word in ["nosuchfs", "source", "/nonexistent/target"] {
+            assert!(message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn unmounting_what_is_not_mounted_is_fine() {
+        unmount_all(Path::new("/nonexistent/target")).unwrap();
+        unmount_all(tempfile::tempdir().unwrap().path()).unwrap();
+    }
+
+    #[test]
+    fn escapes_of_the_mount_table_are_undone() {
+        assert_eq!(unescape(br"/a\040b\134c"), Path::new("/a b\\c"));
+        assert_eq!(unescape(br"/a\9"), Path::new(r"/a\9"));
+    }
+}

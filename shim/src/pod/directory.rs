@@ -1,0 +1,223 @@
+//! A pod's directory on the host: `/run/saya/<namespace>/<pod>/`.
+//!
+//! ```text
+//! tree/                     the share's skeleton, which only the shim writes
+//! share/                    tree/, mounted read-only: what virtio-fs serves
+//! share/private/<id>/rootfs   a container's root file system, mounted there
+//! share/live/<id>/<n>         a volume, mounted there
+//! vsock.sock                connections to the guest's vsock ports (`CONNECT <port>`)
+//! pod.json                  who runs the pod, for `delete`
+//! timeline.json             when what happened
+//! ```
+//!
+//! The skeleton is read-only to the guest, since the shim follows its paths as root on the host: a guest that could
+//! put a symlink into it would choose where the next root file system is mounted.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags};
+
+use crate::mount;
+
+/// Where all pods' directories are.
+pub(crate) const STATE_ROOT: &str = "/run/saya";
+
+/// A pod's directory, which need not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodDirectory {
+    base: PathBuf,
+}
+
+impl PodDirectory {
+    /// The directory of the pod `id` in containerd's namespace `namespace`, both valid identifiers.
+    pub(crate) fn new(namespace: &str, id: &str) -> Self {
+        Self::below(Path::new(STATE_ROOT), namespace, id)
+    }
+
+    fn below(root: &Path, namespace: &str, id: &str) -> Self {
+        Self { base: root.join(namespace).join(id) }
+    }
+
+    /// The directory itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.base
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.base.join("tree")
+    }
+
+    fn share(&self) -> PathBuf {
+        self.base.join("share")
+    }
+
+    /// The record of who runs the pod.
+    pub(crate) fn record(&self) -> PathBuf {
+        self.base.join("pod.json")
+    }
+
+    /// The pod's timeline.
+    pub(crate) fn timeline(&self) -> PathBuf {
+        self.base.join("timeline.json")
+    }
+
+    /// Makes the directory and mounts the share. What an earlier pod of the same name left is taken away first.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn create(&self) -> io::Result<()> {
+        self.remove()?;
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700).create(&self.base).map_err(at(&self.base))?;
+        for directory in [self.tree(), self.share(), self.tree().join("private"), self.tree().join("live")] {
+            fs::DirBuilder::new().mode(0o755).create(&directory).map_err(at(&directory))?;
+        }
+        let share = self.share();
+        mount::bind(&self.tree(), &share, false, false).map_err(at(&share))?;
+        mount::change_propagation(&share, MountPropagationFlags::SHARED, false).map_err(at(&share))?;
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        mount::remount_bind(&share, flags).map_err(at(&share))
+    }
+
+    /// Opens the share for the VMM.
+    ///
+    /// # Errors
+    /// What open(2) returned, with the path.
+    pub(crate) fn open_share(&self) -> io::Result<OwnedFd> {
+        open_directory(&self.share())
+    }
+
+    /// Makes the listening socket for connections to the guest.
+    ///
+    /// # Errors
+    /// What socket(2) or bind(2) returned.
+    pub(crate) fn listen_vsock(&self) -> io::Result<UnixListener> {
+        let directory = open_directory(&self.base)?;
+        UnixListener::bind(through(&directory, VSOCK_SOCKET)).map_err(at(&self.base.join("vsock.sock")))
+    }
+
+    /// A descriptor by which [`through`] reaches the socket.
+    ///
+    /// # Errors
+    /// What open(2) returned, with the path.
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
+        open_directory(&self.base)
+    }
+
+    /// The directory, mounts included, goes. It is fine if it is not there.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        mount::unmount_all(&self.share()).map_err(at(&self.share()))?;
+        // Whatever is still mounted below is not the shim's: removing what is inside would be the host's loss.
+        if let Some(left) = mount::mounts_below(&self.base)?.pop() {
+            return Err(io::Error::other(format!("{} is still mounted", left.display())));
+        }
+        match fs::remove_dir_all(&self.base) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&self.base)(error)),
+            _ => {}
+        }
+        remove_if_empty(self.base.parent());
+        Ok(())
+    }
+
+    /// The places of one container.
+    pub(crate) fn container(&self, id: &str) -> ContainerPlaces {
+        ContainerPlaces {
+            private: [self.tree().join("private").join(id), self.share().join("private").join(id)],
+            live: [self.tree().join("live").join(id), self.share().join("live").join(id)],
+        }
+    }
+
+    /// Whether the container `id` has places here.
+    pub(crate) fn has_container(&self, id: &str) -> bool {
+        self.tree().join("private").join(id).exists()
+    }
+}
+
+/// The directory of a namespace goes with its last pod.
+fn remove_if_empty(namespace: Option<&Path>) {
+    if let Some(namespace) = namespace {
+        // Not empty is the usual case, and a pod may appear at any moment.
+        let _ = fs::remove_dir(namespace);
+    }
+}
+
+/// Where a container's files are: in the skeleton, where the shim makes directories, and in the share, where it mounts.
+#[derive(Debug, Clone)]
+pub(crate) struct ContainerPlaces {
+    private: [PathBuf; 2],
+    live: [PathBuf; 2],
+}
+
+impl ContainerPlaces {
+    /// Makes the container's directories and returns where its root file system is to be mounted.
+    ///
+    /// # Errors
+    /// What mkdir(2) returned, with the path; a container that is there already among it.
+    pub(crate) fn create(&self) -> io::Result<PathBuf> {
+        let [private, shared] = &self.private;
+        for directory in [private, &private.join("rootfs"), &self.live[0]] {
+            fs::DirBuilder::new().mode(0o755).create(directory).map_err(at(directory))?;
+        }
+        Ok(shared.join("rootfs"))
+    }
+
+    /// Makes a place for a volume, a directory or a file, and returns where it is to be mounted.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn create_volume(&self, name: &str, directory: bool) -> io::Result<PathBuf> {
+        let place = self.live[0].join(name);
+        if directory {
+            fs::DirBuilder::new().mode(0o755).create(&place).map_err(at(&place))?;
+        } else {
+            fs::File::create_new(&place).map_err(at(&place))?;
+        }
+        Ok(self.live[1].join(name))
+    }
+
+    /// Takes the container's mounts and directories away. It is fine if they are not there.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        for directory in [&self.private[1], &self.live[1]] {
+            for mounted in mount::mounts_below(directory)?.iter().rev() {
+                mount::unmount_all(mounted).map_err(at(mounted))?;
+            }
+        }
+        for directory in [&self.private[0], &self.live[0]] {
+            match fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(directory)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path that reaches `name` in an open directory, however long the directory's own path is: socket addresses hold
+/// 108 bytes (unix(7)).
+pub(crate) fn through(directory: &impl AsRawFd, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
+}
+
+/// The name of the socket for connections to the guest, for [`through`].
+pub(crate) const VSOCK_SOCKET: &str = "vsock.sock";
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty())
+        .map_err(|error| at(path)(error.into()))
+}
+
+/// Adds a path to an error of the system's.
+fn at(path: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,177 @@
+//! A pod: one virtual machine, its directory on the host, and what its containers share.
+
+pub(crate) mod agent;
+pub(crate) mod directory;
+pub(crate) mod process;
+pub(crate) mod record;
+pub(crate) mod timeline;
+pub(crate) mod vm;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use saya_agent_api::agent::ConfigureSandboxRequest;
+
+use crate::config::{Config, ConfigError};
+use crate::identifier;
+use crate::sizing::{self, SizeError};
+use crate::spec::namespaces::PodSandbox;
+use crate::spec::{Document, DocumentError};
+use agent::Agent;
+use directory::PodDirectory;
+use record::{Process, Record};
+use timeline::Recorder;
+use vm::{Plan, StopReport, Vm, VmError};
+
+/// How long a VM whose agent no longer answers may take to end by itself, before it is stopped.
+const LOST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a pod could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PodError {
+    /// The spec.
+    #[error(transparent)]
+    Spec(#[from] DocumentError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The limits.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// A namespace or an id that cannot name a directory.
+    #[error(transparent)]
+    Name(#[from] identifier::InvalidIdentifier),
+    /// The pod's directory on the host.
+    #[error("the pod's directory: {0}")]
+    Directory(#[source] std::io::Error),
+    /// The VMM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The VM has stopped.
+    #[error("the pod's virtual machine is not running: {0}")]
+    Stopped(Arc<StopReport>),
+}
+
+/// A pod, started or failed.
+pub(crate) struct Pod {
+    id: String,
+    directory: PodDirectory,
+    timeline: Arc<Recorder>,
+    sandbox: Mutex<Option<PodSandbox>>,
+    vm: Result<Vm, PodError>,
+}
+
+impl Pod {
+    /// Starts the pod of the container `container`, whose bundle is at `bundle`: its VM boots while the caller goes on.
+    /// What went wrong is the answer of [`agent`](Self::agent).
+    pub(crate) fn start(namespace: &str, container: &str, bundle: &Path, timeline: Arc<Recorder>) -> Self {
+        let spec = Document::read(bundle);
+        let id = spec.as_ref().ok().and_then(|spec| spec.sandbox_id(container).ok()).unwrap_or(container);
+        let id = id.to_owned();
+        let directory = PodDirectory::new(namespace, &id);
+        let vm = spec.map_err(PodError::from).and_then(|spec| {
+            identifier::validate("namespace", namespace)?;
+            identifier::validate("container id", &id)?;
+            boot(&spec, &id, &directory, timeline.clone())
+        });
+        Self { id, directory, timeline, sandbox: Mutex::new(None), vm }
+    }
+
+    /// The pod's id: its sandbox's.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The pod's directory.
+    pub(crate) fn directory(&self) -> &PodDirectory {
+        &self.directory
+    }
+
+    /// The pod's timeline.
+    pub(crate) fn timeline(&self) -> &Recorder {
+        &self.timeline
+    }
+
+    /// The pod's VM.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub(crate) fn vm(&self) -> Result<&Vm, &PodError> {
+        self.vm.as_ref()
+    }
+
+    /// The pid by which containerd knows the pod's containers: the VMM's. 0 without a VM.
+    pub(crate) fn host_pid(&self) -> u32 {
+        self.vm.as_ref().map_or(0, Vm::pid)
+    }
+
+    /// Waits until the agent is ready.
+    ///
+    /// # Errors
+    /// The pod could not be started, or its VM has stopped.
+    pub(crate) async fn agent(&self) -> Result<Agent, String> {
+        let vm = self.vm.as_ref().map_err(PodError::to_string)?;
+        vm.ready().await.map_err(|report| PodError::Stopped(report).to_string())
+    }
+
+    /// What is to be said of a VM whose agent no longer answers. A VM that does not end by itself is stopped.
+    pub(crate) async fn lost(&self, error: &ttrpc::Error) -> Option<Arc<StopReport>> {
+        let vm = self.vm.as_ref().ok()?;
+        if tokio::time::timeout(LOST_PATIENCE, vm.stopped()).await.is_err() {
+            vm.stop(&format!("the agent in the guest no longer answers: {error}"));
+        }
+        Some(vm.stopped().await)
+    }
+
+    /// The pod's sandbox, once it is created.
+    pub(crate) fn sandbox(&self) -> Option<PodSandbox> {
+        self.sandbox.lock().ok().and_then(|sandbox| *sandbox)
+    }
+
+    /// Notes the first process of the container that makes the pod.
+    pub(crate) fn set_sandbox(&self, guest_pid: u32) {
+        if let Ok(mut sandbox) = self.sandbox.lock() {
+            *sandbox = Some(PodSandbox { host_pid: self.host_pid(), guest_pid });
+        }
+    }
+
+    /// Ends the VM and takes everything of the pod away from the host.
+    pub(crate) async fn tear_down(&self) {
+        if let Ok(vm) = &self.vm {
+            vm.stop("the pod is over");
+            vm.stopped().await;
+        }
+        if let Err(error) = self.directory.remove() {
+            tracing::error!(%error, "the pod's directory stays behind");
+        }
+    }
+}
+
+fn boot(spec: &Document, id: &str, directory: &PodDirectory, timeline: Arc<Recorder>) -> Result<Vm, PodError> {
+    let config = Config::load()?;
+    let size = sizing::size(&config, spec)?;
+    directory.create().map_err(PodError::Directory)?;
+    let sandbox = ConfigureSandboxRequest {
+        hostname: spec.text("/hostname").unwrap_or_default().to_owned(),
+        ..Default::default()
+    };
+    let started = Vm::start(Plan { config: &config, size, directory, sandbox, timeline });
+    let vm = match started {
+        Ok(vm) => vm,
+        Err(error) => {
+            if let Err(error) = directory.remove() {
+                tracing::error!(%error, "the pod's directory stays behind");
+            }
+            return Err(error.into());
+        }
+    };
+    tracing::debug!(id, vcpus = size.vcpus, memory_mib = size.memory_mib, vmm = vm.pid(), "the VM boots");
+    let record = Record {
+        shim: Process::of(std::process::id()).ok(),
+        vmm: Process::of(vm.pid()).ok(),
+        ..Record::default()
+    };
+    record.write(&directory.record()).map_err(PodError::Directory)?;
+    Ok(vm)
+}

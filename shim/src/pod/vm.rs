@@ -1,0 +1,345 @@
+//! A pod's virtual machine: its VMM process, the control socket to it, and the agent inside once it is ready.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use saya_agent_api::agent::ConfigureSandboxRequest;
+use saya_agent_api::{READY_LINE_LIMIT, READY_PORT};
+use saya_vmm::control::{self, Boot, ControlError, Event, FileRole, Request, ShimEnd, StopReason};
+use serde::Deserialize;
+use tokio::io::AsyncReadExt;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+
+use super::agent::{Agent, VsockAddress, no_timeout, read_line};
+use super::directory::PodDirectory;
+use super::process::{self, Diagnostics};
+use super::timeline::Recorder;
+use crate::clock::wall_ns;
+use crate::config::Config;
+use crate::sizing::Size;
+
+/// The guest's vsock address. Every VM has a vsock of its own, so all can have the same.
+const GUEST_CID: u32 = 3;
+
+/// How long a VM whose agent is gone may take to say why, before it is stopped.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What a VM is doing.
+#[derive(Clone)]
+pub(crate) enum VmState {
+    /// The guest boots.
+    Booting,
+    /// The agent is ready.
+    Ready(Agent),
+    /// The VM is no more.
+    Stopped(Arc<StopReport>),
+}
+
+/// Why a VM stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StopReport {
+    /// In words.
+    pub(crate) reason: String,
+    /// The end of the guest's console. It is what the guest wrote: hostile.
+    pub(crate) console: String,
+}
+
+impl std::fmt::Display for StopReport {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}", self.reason)?;
+        let console = self.console.trim();
+        if console.is_empty() { Ok(()) } else { write!(formatter, "; end of the guest's console:\n{console}") }
+    }
+}
+
+/// Why a VM could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmError {
+    /// A file that the configuration names.
+    #[error("configuration key {key}: {path}: {source}")]
+    File {
+        /// The key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The pod's directory.
+    #[error("the pod's directory: {0}")]
+    Directory(io::Error),
+    /// The VMM's process.
+    #[error("starting the VMM: {0}")]
+    Spawn(io::Error),
+    /// The control socket.
+    #[error("starting the VMM: {0}")]
+    Control(#[from] ControlError),
+}
+
+/// A running VM. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Vm {
+    pid: u32,
+    state: watch::Receiver<VmState>,
+    stop: mpsc::Sender<String>,
+}
+
+/// What a VM is made of.
+pub(crate) struct Plan<'a> {
+    /// Kernel, initramfs and kernel parameters.
+    pub(crate) config: &'a Config,
+    /// CPUs and memory.
+    pub(crate) size: Size,
+    /// Where the share and the sockets are; it exists.
+    pub(crate) directory: &'a PodDirectory,
+    /// What the agent is told first.
+    pub(crate) sandbox: ConfigureSandboxRequest,
+    /// Where points in time are noted.
+    pub(crate) timeline: Arc<Recorder>,
+}
+
+impl Vm {
+    /// Starts the VMM and lets it boot. Must be called on the thread that lives as long as the shim: the VMM ends
+    /// with it.
+    ///
+    /// # Errors
+    /// A missing file, or a VMM that cannot be started. What goes wrong later is the VM's [`StopReport`].
+    pub(crate) fn start(plan: Plan<'_>) -> Result<Self, VmError> {
+        let Plan { config, size, directory, sandbox, timeline } = plan;
+        let kernel = open("kernel", &config.kernel)?;
+        let initramfs = open("initramfs", &config.initramfs)?;
+        let share = directory.open_share().map_err(VmError::Directory)?;
+        let listener = directory.listen_vsock().map_err(VmError::Directory)?;
+        let vsock = VsockAddress::new(directory.open().map_err(VmError::Directory)?);
+
+        let (control, vmm_end) = control::pair().map_err(VmError::Spawn)?;
+        timeline.mark(|timeline| &mut timeline.vmm_spawned_ns);
+        let mut child = process::spawn_vmm(&OwnedFd::from(vmm_end)).map_err(VmError::Spawn)?;
+        let pid = child.id().unwrap_or_default();
+        let diagnostics = Diagnostics::collect(child.stderr.take());
+
+        let boot = Boot {
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            guest_cid: GUEST_CID,
+            kernel_parameters: config.kernel_parameters.clone(),
+            console_verbose: config.console_verbose,
+            files: vec![FileRole::Kernel, FileRole::Initramfs, FileRole::Share, FileRole::Vsock],
+        };
+        let files = [kernel.as_fd(), initramfs.as_fd(), share.as_fd(), listener.as_fd()];
+        control.send(&Request::Boot(boot), &files)?;
+        control.set_nonblocking(true).map_err(VmError::Spawn)?;
+        let control = AsyncFd::new(control).map_err(VmError::Spawn)?;
+
+        let (state_sender, state) = watch::channel(VmState::Booting);
+        let (stop, stop_receiver) = mpsc::channel(4);
+        let supervisor = Supervisor {
+            control,
+            diagnostics,
+            state: state_sender,
+            stop: stop.clone(),
+            vsock,
+            sandbox: Some(sandbox),
+            timeline,
+        };
+        tokio::spawn(supervisor.run(child, stop_receiver));
+        Ok(Self { pid, state, stop })
+    }
+
+    /// The VMM's pid.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits until the agent is ready.
+    ///
+    /// # Errors
+    /// The VM stopped before.
+    pub(crate) async fn ready(&self) -> Result<Agent, Arc<StopReport>> {
+        let mut state = self.state.clone();
+        let settled = state.wait_for(|state| !matches!(state, VmState::Booting)).await;
+        match settled.as_deref() {
+            Ok(VmState::Ready(agent)) => Ok(agent.clone()),
+            Ok(VmState::Stopped(report)) => Err(report.clone()),
+            Ok(VmState::Booting) | Err(_) => Err(supervisor_gone()),
+        }
+    }
+
+    /// Waits until the VM is no more.
+    pub(crate) async fn stopped(&self) -> Arc<StopReport> {
+        let mut state = self.state.clone();
+        let settled = state.wait_for(|state| matches!(state, VmState::Stopped(_))).await;
+        match settled.as_deref() {
+            Ok(VmState::Stopped(report)) => report.clone(),
+            Ok(_) | Err(_) => supervisor_gone(),
+        }
+    }
+
+    /// Ends the VM at once, if it has not ended yet.
+    pub(crate) fn stop(&self, reason: &str) {
+        // A full channel holds a reason already, a closed one means that the VM has ended.
+        let _ = self.stop.try_send(reason.to_owned());
+    }
+}
+
+fn supervisor_gone() -> Arc<StopReport> {
+    Arc::new(StopReport { reason: "the VM's supervisor is gone".into(), console: String::new() })
+}
+
+fn open(key: &'static str, path: &Path) -> Result<File, VmError> {
+    File::open(path).map_err(|source| VmError::File { key, path: path.to_owned(), source })
+}
+
+/// Follows a VM from its boot to its end.
+struct Supervisor {
+    control: AsyncFd<ShimEnd>,
+    diagnostics: Diagnostics,
+    state: watch::Sender<VmState>,
+    stop: mpsc::Sender<String>,
+    vsock: VsockAddress,
+    sandbox: Option<ConfigureSandboxRequest>,
+    timeline: Arc<Recorder>,
+}
+
+impl Supervisor {
+    async fn run(mut self, mut child: Child, mut stop: mpsc::Receiver<String>) {
+        let told = tokio::select! {
+            told = self.follow() => told,
+            Some(reason) = stop.recv() => Some(StopReport { reason, console: String::new() }),
+        };
+        // The VM is over: what the process may still want to do is of no interest.
+        let _ = child.start_kill();
+        let status = child.wait().await;
+        let report = match told {
+            Some(report) => report,
+            None => StopReport {
+                reason: match status {
+                    Ok(status) => format!("the VMM ended without a report ({status}){}", self.diagnostics),
+                    Err(error) => format!("the VMM ended without a report: {error}"),
+                },
+                console: String::new(),
+            },
+        };
+        tracing::info!(reason = %report.reason, "the virtual machine has stopped");
+        self.state.send_replace(VmState::Stopped(Arc::new(report)));
+    }
+
+    /// Handles the VMM's messages until its last; `None` when it closed the socket without one.
+    async fn follow(&mut self) -> Option<StopReport> {
+        loop {
+            let (event, descriptors) = match self.receive().await {
+                Ok(Some(received)) => received,
+                Ok(None) => return None,
+                Err(error) => {
+                    return Some(StopReport { reason: format!("the VMM: {error}"), console: String::new() });
+                }
+            };
+            match event {
+                Event::Started(vmm) => self.timeline.change(|timeline| {
+                    timeline.vmm_entered_ns = Some(vmm.process_start_ns);
+                    timeline.vmm_configured_ns = Some(vmm.config_received_ns);
+                    timeline.memory_ready_ns = Some(vmm.memory_ready_ns);
+                    timeline.kernel_loaded_ns = Some(vmm.kernel_loaded_ns);
+                    timeline.first_instruction_ns = Some(vmm.first_instruction_ns);
+                }),
+                Event::GuestConnected { port: READY_PORT } => self.greet(descriptors),
+                Event::GuestConnected { port } => tracing::debug!(port, "the guest connected to an unused port"),
+                Event::Stopped { reason, console } => {
+                    return Some(StopReport { reason: in_words(reason), console });
+                }
+                Event::Counters(_) => {}
+            }
+        }
+    }
+
+    async fn receive(&self) -> Result<Option<(Event, Vec<OwnedFd>)>, ControlError> {
+        loop {
+            let mut ready = self.control.readable().await.map_err(ControlError::Socket)?;
+            match ready.get_inner().receive() {
+                Err(error) if error.would_block() => ready.clear_ready(),
+                received => return received,
+            }
+        }
+    }
+
+    /// The agent's first connection begins the conversation with it; there is no second.
+    fn greet(&mut self, descriptors: Vec<OwnedFd>) {
+        let (Some(sandbox), Some(connection)) = (self.sandbox.take(), descriptors.into_iter().next()) else {
+            return;
+        };
+        let (state, stop) = (self.state.clone(), self.stop.clone());
+        let (vsock, timeline) = (self.vsock.clone(), self.timeline.clone());
+        tokio::spawn(async move {
+            let reason = match converse(connection, vsock, sandbox, &timeline).await {
+                Ok((agent, mut connection)) => {
+                    state.send_if_modified(|state| become_ready(state, agent));
+                    // The agent says nothing more; the connection ends when it does.
+                    let _ = connection.read(&mut [0]).await;
+                    tokio::time::sleep(LAST_WORDS).await;
+                    "the agent in the guest is gone".to_owned()
+                }
+                Err(error) => format!("the agent in the guest: {error}"),
+            };
+            // Where the VM has ended meanwhile nobody listens any more.
+            let _ = stop.try_send(reason);
+        });
+    }
+}
+
+/// A VM that has stopped already does not become ready.
+fn become_ready(state: &mut VmState, agent: Agent) -> bool {
+    let booting = matches!(state, VmState::Booting);
+    if booting {
+        *state = VmState::Ready(agent);
+    }
+    booting
+}
+
+/// The line with which the agent reports itself, both in microseconds of the guest's `CLOCK_BOOTTIME`.
+#[derive(Debug, Default, Deserialize)]
+struct ReadyLine {
+    entered_user_space_us: u64,
+    listening_us: u64,
+}
+
+/// Reads the agent's ready line, connects to it and tells it of its sandbox.
+async fn converse(
+    connection: OwnedFd,
+    vsock: VsockAddress,
+    mut sandbox: ConfigureSandboxRequest,
+    timeline: &Recorder,
+) -> io::Result<(Agent, UnixStream)> {
+    timeline.mark(|timeline| &mut timeline.agent_listening_ns);
+    let connection = std::os::unix::net::UnixStream::from(connection);
+    connection.set_nonblocking(true)?;
+    let mut connection = UnixStream::from_std(connection)?;
+    let line = read_line(&mut connection, READY_LINE_LIMIT).await?;
+    let ready: ReadyLine = serde_json::from_slice(&line)?;
+    timeline.change(|timeline| {
+        let in_user_space = ready.listening_us.saturating_sub(ready.entered_user_space_us).saturating_mul(1000);
+        timeline.agent_entered_ns = timeline.agent_listening_ns.map(|at| at.saturating_sub(in_user_space));
+    });
+
+    let agent = Agent::connect(vsock).await?;
+    sandbox.wall_clock_nanoseconds = wall_ns();
+    agent.calls().configure_sandbox(no_timeout(), &sandbox).await.map_err(io::Error::other)?;
+    timeline.mark(|timeline| &mut timeline.sandbox_configured_ns);
+    Ok((agent, connection))
+}
+
+fn in_words(reason: StopReason) -> String {
+    match reason {
+        StopReason::PoweredOff => "the guest powered off".into(),
+        StopReason::Rebooted => "the guest asked for a reboot".into(),
+        StopReason::Panicked { message } => format!("the guest's kernel panicked: {message}"),
+        StopReason::Stopped => "the VMM was told to stop".into(),
+        StopReason::Failed { message } => message,
+    }
+}

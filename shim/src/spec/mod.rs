@@ -1,0 +1,11 @@
+//! OCI runtime specs: reading them and translating them for the guest.
+
+pub(crate) mod annotations;
+pub(crate) mod devices;
+mod document;
+pub(crate) mod hooks;
+pub(crate) mod mounts;
+pub(crate) mod namespaces;
+pub(crate) mod translation;
+
+pub(crate) use document::{Document, DocumentError};

@@ -1,0 +1,365 @@
+//! The spec's mounts: host paths become paths of the share, what no guest can have is refused.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use saya_agent_api::SHARE_PATH;
+use serde_json::{Map, Value};
+
+use super::devices;
+
+/// The most mounts that a container may have.
+const MOUNTS_MAX: usize = 2048;
+
+/// File systems that the guest mounts by itself, without anything of the host.
+const GUEST_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+
+/// What a bind mount's source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SourceKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A Unix socket.
+    Socket,
+    /// A named pipe.
+    Fifo,
+    /// A character device with its number.
+    CharacterDevice(u64),
+    /// A block device.
+    BlockDevice,
+}
+
+/// Looks at a path of the host, following symlinks as mount(2) does.
+///
+/// # Errors
+/// What stat(2) returned.
+pub(crate) fn inspect(path: &Path) -> io::Result<SourceKind> {
+    let metadata = std::fs::metadata(path)?;
+    let kind = metadata.file_type();
+    Ok(match () {
+        () if kind.is_dir() => SourceKind::Directory,
+        () if kind.is_socket() => SourceKind::Socket,
+        () if kind.is_fifo() => SourceKind::Fifo,
+        () if kind.is_char_device() => SourceKind::CharacterDevice(metadata.rdev()),
+        () if kind.is_block_device() => SourceKind::BlockDevice,
+        () => SourceKind::File,
+    })
+}
+
+/// A path of the host that the guest gets to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Volume {
+    /// The path on the host.
+    pub(crate) source: PathBuf,
+    /// Its name below the container's directory of volumes.
+    pub(crate) name: String,
+    /// Whether it is a directory, and not a file.
+    pub(crate) directory: bool,
+    /// Whether mounts below the source come along.
+    pub(crate) recursive: bool,
+    /// Whether the guest may only read.
+    pub(crate) read_only: bool,
+    /// Whether mounts that the host makes below the source later appear too.
+    pub(crate) slave: bool,
+}
+
+/// A mount that the guest cannot have.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MountError {
+    /// Not a list of objects.
+    #[error("mounts: each must be an object with a destination and a list of options")]
+    Malformed,
+    /// Too many.
+    #[error("mounts: {0} exceed the {MOUNTS_MAX} that are supported")]
+    TooMany(usize),
+    /// A bind mount without source.
+    #[error("mount at {0:?}: a bind mount needs a source")]
+    NoSource(String),
+    /// The source is not there, or cannot be looked at.
+    #[error("mount at {destination:?}: source {origin:?}: {error}")]
+    Source {
+        /// Where it should go.
+        destination: String,
+        /// The path on the host.
+        origin: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The source is of a kind that cannot cross into a VM.
+    #[error("mount at {destination:?}: {origin:?} is {what} of the host, which a virtual machine cannot reach")]
+    HostOnly {
+        /// Where it should go.
+        destination: String,
+        /// The path on the host.
+        origin: PathBuf,
+        /// "a socket", …
+        what: &'static str,
+    },
+    /// A file system of the host's.
+    #[error(
+        "mount at {destination:?}: a file system of type {kind:?} is not supported: mount it on the host and bind it"
+    )]
+    FileSystem {
+        /// Where it should go.
+        destination: String,
+        /// The type.
+        kind: String,
+    },
+    /// Mounts that the guest makes cannot reach the host.
+    #[error("mount at {destination:?}: option {option:?} is not supported: mounts made in the virtual machine cannot reach the host")]
+    SharedPropagation {
+        /// Where it should go.
+        destination: String,
+        /// The option.
+        option: String,
+    },
+}
+
+/// Rewrites `mounts` for the guest and returns the paths of the host that it needs.
+///
+/// Relative sources are relative to `bundle`; `inspect` says what a source is.
+///
+/// # Errors
+/// A mount that the guest cannot have.
+pub(crate) fn translate(
+    spec: &mut Map<String, Value>,
+    container: &str,
+    bundle: &Path,
+    inspect: &dyn Fn(&Path) -> io::Result<SourceKind>,
+) -> Result<Vec<Volume>, MountError> {
+    let mounts = match spec.get_mut("mounts") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(mounts)) => mounts,
+        Some(_) => return Err(MountError::Malformed),
+    };
+    if mounts.len() > MOUNTS_MAX {
+        return Err(MountError::TooMany(mounts.len()));
+    }
+    let mut volumes = Vec::new();
+    for mount in mounts {
+        let mount = mount.as_object_mut().ok_or(MountError::Malformed)?;
+        let view = View::read(mount)?;
+        if !view.is_bind() {
+            view.check_file_system()?;
+            continue;
+        }
+        let guest_source = match view.source(bundle, inspect)? {
+            Source::InGuest(path) => path.to_owned(),
+            Source::Volume { source, directory } => {
+                let volume = view.volume(source, directory, volumes.len())?;
+                let path = guest_path(container, &volume.name);
+                volumes.push(volume);
+                path
+            }
+        };
+        mount.insert("source".into(), Value::String(guest_source));
+        mount.insert("type".into(), Value::String("bind".into()));
+    }
+    Ok(volumes)
+}
+
+/// Where the guest finds the volume `name` of a container.
+fn guest_path(container: &str, name: &str) -> String {
+    format!("{SHARE_PATH}/live/{container}/{name}")
+}
+
+/// A mount as the spec writes it.
+struct View {
+    destination: String,
+    kind: String,
+    source: Option<String>,
+    options: Vec<String>,
+}
+
+/// Where a bind mount's source will be.
+enum Source {
+    /// A path that the guest has by itself.
+    InGuest(&'static str),
+    /// A path of the host.
+    Volume { source: PathBuf, directory: bool },
+}
+
+impl View {
+    fn read(mount: &Map<String, Value>) -> Result<Self, MountError> {
+        let text = |key: &str| match mount.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(MountError::Malformed),
+        };
+        let options = match mount.get("options") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(options)) => options
+                .iter()
+                .map(|option| option.as_str().map(str::to_owned).ok_or(MountError::Malformed))
+                .collect::<Result<_, _>>()?,
+            Some(_) => return Err(MountError::Malformed),
+        };
+        Ok(Self {
+            destination: text("destination")?.ok_or(MountError::Malformed)?,
+            kind: text("type")?.unwrap_or_default(),
+            source: text("source")?.filter(|source| !source.is_empty()),
+            options,
+        })
+    }
+
+    fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|given| given == option)
+    }
+
+    fn is_bind(&self) -> bool {
+        self.kind == "bind" || self.has("bind") || self.has("rbind")
+    }
+
+    fn check_file_system(&self) -> Result<(), MountError> {
+        if GUEST_FILE_SYSTEMS.contains(&self.kind.as_str()) {
+            return Ok(());
+        }
+        let kind = self.kind.chars().take(100).collect();
+        Err(MountError::FileSystem { destination: self.destination.clone(), kind })
+    }
+
+    fn source(
+        &self,
+        bundle: &Path,
+        inspect: &dyn Fn(&Path) -> io::Result<SourceKind>,
+    ) -> Result<Source, MountError> {
+        let source = self.source.as_ref().ok_or_else(|| MountError::NoSource(self.destination.clone()))?;
+        let source = bundle.join(source);
+        let host_only = |what| {
+            Err(MountError::HostOnly { destination: self.destination.clone(), origin: source.clone(), what })
+        };
+        let kind = inspect(&source).map_err(|error| MountError::Source {
+            destination: self.destination.clone(),
+            origin: source.clone(),
+            error,
+        })?;
+        match kind {
+            SourceKind::Directory => Ok(Source::Volume { source, directory: true }),
+            SourceKind::File => Ok(Source::Volume { source, directory: false }),
+            SourceKind::Socket => host_only("a socket"),
+            SourceKind::Fifo => host_only("a named pipe"),
+            SourceKind::BlockDevice => host_only("a block device"),
+            SourceKind::CharacterDevice(number) => match devices::guest_node(number) {
+                Some(node) => Ok(Source::InGuest(node)),
+                None => host_only("a device"),
+            },
+        }
+    }
+
+    fn volume(&self, source: PathBuf, directory: bool, index: usize) -> Result<Volume, MountError> {
+        if let Some(option) = ["shared", "rshared"].into_iter().find(|option| self.has(option)) {
+            return Err(MountError::SharedPropagation {
+                destination: self.destination.clone(),
+                option: option.to_owned(),
+            });
+        }
+        Ok(Volume {
+            source,
+            name: index.to_string(),
+            directory,
+            recursive: self.has("rbind"),
+            read_only: self.has("ro") || self.has("rro"),
+            slave: self.has("slave") || self.has("rslave"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn run(mounts: Value, kind: SourceKind) -> Result<(Vec<Volume>, Value), MountError> {
+        let mut spec = json!({ "mounts": mounts }).as_object().unwrap().clone();
+        let volumes = translate(&mut spec, "c1", Path::new("/bundle"), &|path| {
+            if path.starts_with("/missing") { Err(io::ErrorKind::NotFound.into()) } else { Ok(kind) }
+        })?;
+        Ok((volumes, spec.remove("mounts").unwrap()))
+    }
+
+    #[test]
+    fn kernel_file_systems_stay_as_they_are() {
+        let mounts = json!([{"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/tmp", "type": "tmpfs", "options": ["size=1m"]}]);
+        let (volumes, after) = run(mounts.clone(), SourceKind::Directory).unwrap();
+        assert!(volumes.is_empty());
+        assert_eq!(after, mounts);
+    }
+
+    #[test]
+    fn a_bind_mount_becomes_a_volume_of_the_share() {
+        let mounts = json!([{"destination": "/data", "type": "bind", "source": "/srv/data",
+            "options": ["rbind", "ro", "rslave"]}]);
+        let (volumes, after) = run(mounts, SourceKind::Directory).unwrap();
+        assert_eq!(
+            volumes,
+            [Volume {
+                source: "/srv/data".into(),
+                name: "0".into(),
+                directory: true,
+                recursive: true,
+                read_only: true,
+                slave: true,
+            }]
+        );
+        assert_eq!(after[0]["source"], "/run/saya/share/live/c1/0");
+        assert_eq!(after[0]["options"], json!(["rbind", "ro", "rslave"]));
+    }
+
+    #[test]
+    fn a_relative_source_is_below_the_bundle() {
+        let mounts = json!([{"destination": "/f", "source": "conf", "options": ["bind"]}]);
+        let (volumes, _) = run(mounts, SourceKind::File).unwrap();
+        assert_eq!(volumes[0].source, Path::new("/bundle/conf"));
+        assert!(!volumes[0].directory && !volumes[0].recursive && !volumes[0].read_only);
+    }
+
+    #[test]
+    fn dev_null_is_the_guests_own() {
+        let mounts = json!([{"destination": "/x", "type": "bind", "source": "/dev/null", "options": ["bind"]}]);
+        let null = SourceKind::CharacterDevice(rustix::fs::makedev(1, 3));
+        let (volumes, after) = run(mounts, null).unwrap();
+        assert!(volumes.is_empty());
+        assert_eq!(after[0]["source"], "/dev/null");
+    }
+
+    #[test]
+    fn what_cannot_cross_into_a_vm_is_refused_with_source_and_reason() {
+        let disk = SourceKind::CharacterDevice(rustix::fs::makedev(250, 0));
+        for (kind, word) in [
+            (SourceKind::Socket, "socket"),
+            (SourceKind::Fifo, "pipe"),
+            (SourceKind::BlockDevice, "block device"),
+            (disk, "device"),
+        ] {
+            let mounts = json!([{"destination": "/x", "type": "bind", "source": "/host/thing"}]);
+            let message = run(mounts, kind).unwrap_err().to_string();
+            assert!(message.contains("/host/thing") && message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_source_is_named() {
+        let mounts = json!([{"destination": "/x", "type": "bind", "source": "/missing/dir"}]);
+        let message = run(mounts, SourceKind::File).unwrap_err().to_string();
+        assert!(message.contains("/missing/dir") && message.contains("/x"), "{message}");
+    }
+
+    #[test]
+    fn file_systems_of_the_host_and_shared_propagation_are_refused() {
+        let mounts = json!([{"destination": "/x", "type": "ext4", "source": "/dev/sda1"}]);
+        assert!(matches!(run(mounts, SourceKind::File), Err(MountError::FileSystem { .. })));
+        let mounts = json!([{"destination": "/x", "type": "bind", "source": "/a", "options": ["rbind", "rshared"]}]);
+        assert!(matches!(run(mounts, SourceKind::Directory), Err(MountError::SharedPropagation { .. })));
+    }
+
+    #[test]
+    fn ten_thousand_mounts_are_refused_with_their_number() {
+        let mounts = Value::Array(vec![json!({"destination": "/x", "type": "tmpfs"}); 10_000]);
+        assert!(matches!(run(mounts, SourceKind::File), Err(MountError::TooMany(10_000))));
+    }
+}

@@ -1,0 +1,168 @@
+//! From the spec that containerd wrote for the host to the one that the agent carries out in the guest.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use saya_agent_api::SHARE_PATH;
+use serde_json::{Value, json};
+
+use super::devices::{self, DeviceError};
+use super::hooks::{self, HookError, HostHooks};
+use super::mounts::{self, MountError, SourceKind, Volume};
+use super::namespaces::{self, NamespaceError, PodSandbox};
+use super::{Document, DocumentError};
+
+/// What a translation needs to know beside the spec.
+pub(crate) struct Context<'a> {
+    /// The container's id.
+    pub(crate) container: &'a str,
+    /// The bundle's directory, to which relative paths refer.
+    pub(crate) bundle: &'a Path,
+    /// The pod's sandbox, where the container is one of several.
+    pub(crate) sandbox: Option<PodSandbox>,
+    /// Says what a path of the host is.
+    pub(crate) inspect: &'a dyn Fn(&Path) -> io::Result<SourceKind>,
+}
+
+/// What became of a spec.
+#[derive(Debug)]
+pub(crate) struct Translation {
+    /// The spec for the agent.
+    pub(crate) guest: Value,
+    /// The paths of the host that the guest needs.
+    pub(crate) volumes: Vec<Volume>,
+    /// The hooks that the shim runs.
+    pub(crate) hooks: HostHooks,
+    /// The pod's network namespace, where the spec names one.
+    pub(crate) network_namespace: Option<PathBuf>,
+    /// The root file system's directory in the bundle, or wherever the spec says; absolute.
+    pub(crate) root: PathBuf,
+}
+
+/// Why a spec cannot be carried out in a guest.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TranslationError {
+    /// Not usable at all.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// A namespace that the guest cannot give.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// A mount that the guest cannot have.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A device that the guest does not have.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A hook that is not of the spec's form.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// No root file system.
+    #[error("root.path is missing from the OCI spec")]
+    NoRoot,
+    /// Nothing to run.
+    #[error("process.args is missing from the OCI spec or empty")]
+    NoArguments,
+    /// `linux` is no object.
+    #[error("linux is not an object in the OCI spec")]
+    Linux,
+}
+
+/// Translates `spec` for the guest.
+///
+/// # Errors
+/// Anything that the guest cannot give; the message names the key and its value.
+pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Translation, TranslationError> {
+    check_process(spec)?;
+    let root = root_path(spec, context)?;
+    let mut guest = spec.value().as_object().ok_or(DocumentError::NotAnObject)?.clone();
+
+    let network_namespace = namespaces::translate(&mut guest, context.sandbox)?;
+    let volumes = mounts::translate(&mut guest, context.container, context.bundle, context.inspect)?;
+    devices::check(&guest)?;
+    let hooks = hooks::split(&mut guest)?;
+
+    if let Some(root) = guest.get_mut("root").and_then(Value::as_object_mut) {
+        root.insert("path".into(), json!(guest_rootfs(context.container)));
+    }
+    let linux = guest.entry("linux").or_insert_with(|| json!({}));
+    let linux = linux.as_object_mut().ok_or(TranslationError::Linux)?;
+    linux.insert("cgroupsPath".into(), json!(format!("/{}", context.container)));
+    Ok(Translation { guest: Value::Object(guest), volumes, hooks, network_namespace, root })
+}
+
+/// Where the guest finds a container's root file system.
+fn guest_rootfs(container: &str) -> String {
+    format!("{SHARE_PATH}/private/{container}/rootfs")
+}
+
+fn check_process(spec: &Document) -> Result<(), TranslationError> {
+    let arguments = spec.value().pointer("/process/args").and_then(Value::as_array);
+    if arguments.is_none_or(Vec::is_empty) {
+        return Err(TranslationError::NoArguments);
+    }
+    Ok(())
+}
+
+fn root_path(spec: &Document, context: &Context<'_>) -> Result<PathBuf, TranslationError> {
+    let path = spec.text("/root/path").filter(|path| !path.is_empty()).ok_or(TranslationError::NoRoot)?;
+    Ok(context.bundle.join(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn translated(spec: Value) -> Result<Translation, TranslationError> {
+        let context = Context {
+            container: "c1",
+            bundle: Path::new("/bundle"),
+            sandbox: None,
+            inspect: &|_| Ok(SourceKind::Directory),
+        };
+        translate(&Document::from_value(spec).unwrap(), &context)
+    }
+
+    fn spec() -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {"args": ["sh"], "cwd": "/", "somethingNew": {"kept": true}},
+            "root": {"path": "rootfs", "readonly": true},
+            "linux": {
+                "cgroupsPath": "system.slice:cri:c1",
+                "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "network"}],
+                "resources": {"memory": {"limit": 1}},
+            },
+        })
+    }
+
+    #[test]
+    fn root_and_cgroup_become_paths_of_the_guest_and_the_rest_passes_through() {
+        let translation = translated(spec()).unwrap();
+        assert_eq!(
+            translation.guest,
+            json!({
+                "ociVersion": "1.0.2",
+                "process": {"args": ["sh"], "cwd": "/", "somethingNew": {"kept": true}},
+                "root": {"path": "/run/saya/share/private/c1/rootfs", "readonly": true},
+                "linux": {
+                    "cgroupsPath": "/c1",
+                    "namespaces": [{"type": "pid"}, {"type": "ipc"}],
+                    "resources": {"memory": {"limit": 1}},
+                },
+            })
+        );
+        assert_eq!(translation.root, Path::new("/bundle/rootfs"));
+    }
+
+    #[test]
+    fn a_spec_without_root_or_arguments_is_refused_by_key() {
+        let mut rootless = spec();
+        rootless.as_object_mut().unwrap().remove("root");
+        assert!(translated(rootless).unwrap_err().to_string().contains("root.path"));
+
+        let mut idle = spec();
+        idle["process"]["args"] = json!([]);
+        assert!(translated(idle).unwrap_err().to_string().contains("process.args"));
+    }
+}

@@ -1,0 +1,219 @@
+//! A container's figures, from its cgroup's files in the guest to containerd's message.
+//!
+//! The files are the kernel's own text (Documentation/admin-guide/cgroup-v2.rst), but the guest may have sent anything:
+//! what is not a number counts as 0.
+
+use std::collections::HashMap;
+
+use containerd_shim_protos::cgroups_v2::metrics::{
+    CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
+};
+
+/// The most block devices and page sizes that are reported.
+const ENTRIES_MAX: usize = 64;
+
+/// The metrics that the files say.
+pub(super) fn metrics(files: &HashMap<String, String>) -> Metrics {
+    let files = Files(files);
+    Metrics {
+        pids: Some(pids(files)).into(),
+        cpu: Some(cpu(files)).into(),
+        memory: Some(memory(files)).into(),
+        memory_events: Some(memory_events(files)).into(),
+        io: Some(io(files)).into(),
+        hugetlb: hugetlb(files),
+        ..Default::default()
+    }
+}
+
+/// The files by their names.
+#[derive(Clone, Copy)]
+struct Files<'a>(&'a HashMap<String, String>);
+
+impl<'a> Files<'a> {
+    fn text(self, name: &str) -> &'a str {
+        self.0.get(name).map(String::as_str).unwrap_or_default()
+    }
+
+    /// A file with one number. "max" is the largest one, as containerd's own shim has it.
+    fn number(self, name: &str) -> u64 {
+        match self.text(name).trim() {
+            "max" => u64::MAX,
+            number => number.parse().unwrap_or(0),
+        }
+    }
+
+    /// A file of lines with a key and a number.
+    fn keyed(self, name: &str) -> Keyed<'a> {
+        let pairs = self.text(name).lines().filter_map(|line| line.split_once(' '));
+        Keyed(pairs.map(|(key, number)| (key, number.trim().parse().unwrap_or(0))).collect())
+    }
+}
+
+struct Keyed<'a>(HashMap<&'a str, u64>);
+
+impl Keyed<'_> {
+    fn number(&self, key: &str) -> u64 {
+        self.0.get(key).copied().unwrap_or(0)
+    }
+}
+
+fn pids(files: Files<'_>) -> PidsStat {
+    PidsStat { current: files.number("pids.current"), limit: files.number("pids.max"), ..Default::default() }
+}
+
+fn cpu(files: Files<'_>) -> CPUStat {
+    let stat = files.keyed("cpu.stat");
+    CPUStat {
+        usage_usec: stat.number("usage_usec"),
+        user_usec: stat.number("user_usec"),
+        system_usec: stat.number("system_usec"),
+        nr_periods: stat.number("nr_periods"),
+        nr_throttled: stat.number("nr_throttled"),
+        throttled_usec: stat.number("throttled_usec"),
+        nr_bursts: stat.number("nr_bursts"),
+        burst_usec: stat.number("burst_usec"),
+        ..Default::default()
+    }
+}
+
+fn memory(files: Files<'_>) -> MemoryStat {
+    let stat = files.keyed("memory.stat");
+    MemoryStat {
+        anon: stat.number("anon"),
+        file: stat.number("file"),
+        kernel_stack: stat.number("kernel_stack"),
+        slab: stat.number("slab"),
+        sock: stat.number("sock"),
+        shmem: stat.number("shmem"),
+        file_mapped: stat.number("file_mapped"),
+        file_dirty: stat.number("file_dirty"),
+        file_writeback: stat.number("file_writeback"),
+        anon_thp: stat.number("anon_thp"),
+        inactive_anon: stat.number("inactive_anon"),
+        active_anon: stat.number("active_anon"),
+        inactive_file: stat.number("inactive_file"),
+        active_file: stat.number("active_file"),
+        unevictable: stat.number("unevictable"),
+        slab_reclaimable: stat.number("slab_reclaimable"),
+        slab_unreclaimable: stat.number("slab_unreclaimable"),
+        pgfault: stat.number("pgfault"),
+        pgmajfault: stat.number("pgmajfault"),
+        workingset_refault: stat.number("workingset_refault_anon") + stat.number("workingset_refault_file"),
+        workingset_activate: stat.number("workingset_activate_anon") + stat.number("workingset_activate_file"),
+        workingset_nodereclaim: stat.number("workingset_nodereclaim"),
+        pgrefill: stat.number("pgrefill"),
+        pgscan: stat.number("pgscan"),
+        pgsteal: stat.number("pgsteal"),
+        pgactivate: stat.number("pgactivate"),
+        pgdeactivate: stat.number("pgdeactivate"),
+        pglazyfree: stat.number("pglazyfree"),
+        pglazyfreed: stat.number("pglazyfreed"),
+        thp_fault_alloc: stat.number("thp_fault_alloc"),
+        thp_collapse_alloc: stat.number("thp_collapse_alloc"),
+        usage: files.number("memory.current"),
+        usage_limit: files.number("memory.max"),
+        swap_usage: files.number("memory.swap.current"),
+        swap_limit: files.number("memory.swap.max"),
+        max_usage: files.number("memory.peak"),
+        ..Default::default()
+    }
+}
+
+fn memory_events(files: Files<'_>) -> MemoryEvents {
+    let events = files.keyed("memory.events");
+    MemoryEvents {
+        low: events.number("low"),
+        high: events.number("high"),
+        max: events.number("max"),
+        oom: events.number("oom"),
+        oom_kill: events.number("oom_kill"),
+        oom_group_kill: events.number("oom_group_kill"),
+        ..Default::default()
+    }
+}
+
+/// Lines such as `254:0 rbytes=1 wbytes=2 rios=3 wios=4 …`.
+fn io(files: Files<'_>) -> IOStat {
+    let usage = files.text("io.stat").lines().filter_map(io_entry).take(ENTRIES_MAX).collect();
+    IOStat { usage, ..Default::default() }
+}
+
+fn io_entry(line: &str) -> Option<IOEntry> {
+    let (device, figures) = line.split_once(' ')?;
+    let (major, minor) = device.split_once(':')?;
+    let figures: HashMap<&str, &str> = figures.split(' ').filter_map(|figure| figure.split_once('=')).collect();
+    let number = |key| figures.get(key).and_then(|number| number.parse().ok()).unwrap_or(0);
+    Some(IOEntry {
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+        rbytes: number("rbytes"),
+        wbytes: number("wbytes"),
+        rios: number("rios"),
+        wios: number("wios"),
+        ..Default::default()
+    })
+}
+
+/// Files such as `hugetlb.2MB.current`.
+fn hugetlb(files: Files<'_>) -> Vec<HugeTlbStat> {
+    let mut sizes: Vec<&str> = files
+        .0
+        .keys()
+        .filter_map(|name| name.strip_prefix("hugetlb.")?.strip_suffix(".current"))
+        .filter(|size| !size.contains('.'))
+        .collect();
+    sizes.sort_unstable();
+    sizes
+        .into_iter()
+        .take(ENTRIES_MAX)
+        .map(|size| HugeTlbStat {
+            current: files.number(&format!("hugetlb.{size}.current")),
+            max: files.number(&format!("hugetlb.{size}.max")),
+            failcnt: files.keyed(&format!("hugetlb.{size}.events")).number("max"),
+            pagesize: size.to_owned(),
+            ..Default::default()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(files: &[(&str, &str)]) -> Metrics {
+        metrics(&files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
+    }
+
+    #[test]
+    fn the_kernels_figures_arrive_as_they_are() {
+        let metrics = of(&[
+            ("pids.current", "3\n"),
+            ("pids.max", "max\n"),
+            ("cpu.stat", "usage_usec 10\nuser_usec 6\nsystem_usec 4\nnr_throttled 2\n"),
+            ("memory.current", "4096\n"),
+            ("memory.max", "1048576\n"),
+            ("memory.stat", "anon 100\nfile 200\nworkingset_refault_anon 1\nworkingset_refault_file 2\n"),
+            ("memory.events", "oom 1\noom_kill 1\n"),
+            ("io.stat", "254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n"),
+            ("hugetlb.2MB.current", "0\n"),
+            ("hugetlb.2MB.max", "2097152\n"),
+        ]);
+        assert_eq!((metrics.pids.current, metrics.pids.limit), (3, u64::MAX));
+        assert_eq!((metrics.cpu.usage_usec, metrics.cpu.user_usec, metrics.cpu.nr_throttled), (10, 6, 2));
+        assert_eq!((metrics.memory.usage, metrics.memory.usage_limit), (4096, 1_048_576));
+        assert_eq!((metrics.memory.anon, metrics.memory.file, metrics.memory.workingset_refault), (100, 200, 3));
+        assert_eq!(metrics.memory_events.oom_kill, 1);
+        let io = &metrics.io.usage[0];
+        assert_eq!((io.major, io.rbytes, io.wios), (254, 1, 4));
+        assert_eq!((metrics.hugetlb[0].pagesize.as_str(), metrics.hugetlb[0].max), ("2MB", 2_097_152));
+    }
+
+    #[test]
+    fn missing_and_nonsensical_files_count_as_nothing() {
+        let metrics = of(&[("cpu.stat", "usage_usec x\ngarbage"), ("io.stat", "a b c\n:\n"), ("pids.current", "-1")]);
+        assert_eq!(metrics.cpu.usage_usec, 0);
+        assert_eq!(metrics.pids.current, 0);
+        assert!(metrics.io.usage.is_empty());
+    }
+}
