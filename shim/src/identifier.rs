@@ -18,10 +18,9 @@ pub(crate) struct InvalidIdentifier {
 /// # Errors
 /// Anything else; the message names `kind` and the name (cut to 100 characters).
 pub(crate) fn validate(kind: &'static str, name: &str) -> Result<(), InvalidIdentifier> {
-    let groups_are_filled =
-        name.split(['.', '_', '-']).all(|group| {
-            !group.is_empty() && group.bytes().all(|byte| byte.is_ascii_alphanumeric())
-        });
+    let groups_are_filled = name
+        .split(['.', '_', '-'])
+        .all(|group| !group.is_empty() && group.bytes().all(|byte| byte.is_ascii_alphanumeric()));
     if name.len() <= LENGTH_MAX && groups_are_filled {
         return Ok(());
     }

@@ -14,6 +14,7 @@ mod identifier;
 mod io;
 mod mount;
 mod pod;
+mod readiness;
 mod sizing;
 mod spec;
 mod task_service;

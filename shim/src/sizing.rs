@@ -32,7 +32,9 @@ pub(crate) struct Size {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum SizeError {
     /// More memory than a VM can have.
-    #[error("a memory limit of {limit} bytes plus {overhead} MiB overhead exceeds the {MEMORY_MAX} MiB that a VM can have")]
+    #[error(
+        "a memory limit of {limit} bytes plus {overhead} MiB overhead exceeds the {MEMORY_MAX} MiB that a VM can have"
+    )]
     TooMuchMemory {
         /// The limit in bytes.
         limit: u64,

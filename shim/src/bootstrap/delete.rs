@@ -70,7 +70,8 @@ fn clean_up(flags: &Flags) -> io::Result<u32> {
 
 /// The pod that the container belongs to. A bundle that is gone leaves the container's own id.
 fn pod_of(flags: &Flags) -> String {
-    let bundle = flags.bundle.clone().or_else(|| env::current_dir().ok()).unwrap_or_else(|| PathBuf::from("."));
+    let bundle =
+        flags.bundle.clone().or_else(|| env::current_dir().ok()).unwrap_or_else(|| PathBuf::from("."));
     let spec = Document::read(&bundle).ok();
     let sandbox = spec.as_ref().and_then(|spec| spec.sandbox_id(&flags.id).ok());
     sandbox.unwrap_or(&flags.id).to_owned()

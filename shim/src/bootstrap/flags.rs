@@ -86,7 +86,7 @@ impl Flags {
             _ => None,
         };
         if let Some(switch) = switch {
-            *switch = boolean(name, inline)?;
+            *switch = boolean(name, inline.as_deref())?;
             return Ok(());
         }
         let text = match name {
@@ -96,7 +96,8 @@ impl Flags {
             "publish-binary" => &mut self.publish_binary,
             "socket" => &mut self.socket,
             "bundle" => {
-                self.bundle = Some(PathBuf::from(value(name, inline, rest)?)).filter(|path| !path.as_os_str().is_empty());
+                self.bundle = Some(PathBuf::from(value(name, inline, rest)?))
+                    .filter(|path| !path.as_os_str().is_empty());
                 return Ok(());
             }
             _ => return Err(FlagError::Unknown(name.to_owned())),
@@ -128,8 +129,8 @@ fn value(
     }
 }
 
-fn boolean(name: &str, inline: Option<String>) -> Result<bool, FlagError> {
-    match inline.as_deref() {
+fn boolean(name: &str, inline: Option<&str>) -> Result<bool, FlagError> {
+    match inline {
         None | Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
         Some(value) => Err(FlagError::NotBoolean { flag: name.to_owned(), value: value.to_owned() }),
@@ -147,8 +148,16 @@ mod tests {
     #[test]
     fn containerds_start_line_is_understood() {
         let flags = parse(&[
-            "-namespace", "default", "-address", "/run/c.sock", "-publish-binary", "/usr/bin/containerd", "-id", "t1",
-            "-debug", "start",
+            "-namespace",
+            "default",
+            "-address",
+            "/run/c.sock",
+            "-publish-binary",
+            "/usr/bin/containerd",
+            "-id",
+            "t1",
+            "-debug",
+            "start",
         ])
         .unwrap();
         assert_eq!(flags.namespace, "default");

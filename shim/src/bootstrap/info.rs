@@ -29,7 +29,8 @@ pub(super) fn write(input: impl Read, mut output: impl Write) -> io::Result<()> 
     let options = Any::parse_from_bytes(&bytes)?;
     let info = RuntimeInfo {
         name: RUNTIME.into(),
-        version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() }).into(),
+        version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() })
+            .into(),
         options: Some(options).filter(|options| !options.type_url.is_empty()).into(),
         ..Default::default()
     };

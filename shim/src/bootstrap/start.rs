@@ -98,7 +98,8 @@ fn start(flags: &Flags, bundle: &Path, listener: &UnixListener) -> Result<(), St
         command.env(CONFIG_VARIABLE, config);
     }
     let child = command.spawn().map_err(system("starting the shim"))?;
-    fs::write(bundle.join("shim.pid"), child.id().to_string()).map_err(system("the bundle's file shim.pid"))?;
+    fs::write(bundle.join("shim.pid"), child.id().to_string())
+        .map_err(system("the bundle's file shim.pid"))?;
     let score = oom_score().map_err(system("containerd's OOM score"))?;
     fs::write(format!("/proc/{}/oom_score_adj", child.id()), score).map_err(system("the shim's OOM score"))
 }

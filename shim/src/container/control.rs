@@ -76,7 +76,8 @@ impl Tasks {
 
     async fn running(&self, id: &str, verb: &str) -> Result<(Arc<Container>, Agent), TaskError> {
         let container = self.container(id)?;
-        let refused = |state| Err(TaskError::failed_precondition(format!("cannot {verb} a {state} container")));
+        let refused =
+            |state| Err(TaskError::failed_precondition(format!("cannot {verb} a {state} container")));
         match container.init.phase() {
             Phase::Running => Ok((container, self.agent().await?)),
             Phase::Created => refused("created"),
@@ -106,7 +107,13 @@ impl Tasks {
     ///
     /// # Errors
     /// It has ended.
-    pub(crate) async fn resize(&self, id: &str, exec: &str, columns: u32, rows: u32) -> Result<(), TaskError> {
+    pub(crate) async fn resize(
+        &self,
+        id: &str,
+        exec: &str,
+        columns: u32,
+        rows: u32,
+    ) -> Result<(), TaskError> {
         let process = self.container(id)?.process(exec)?;
         match process.phase() {
             Phase::Stopped(_) => {

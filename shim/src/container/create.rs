@@ -73,12 +73,7 @@ impl Tasks {
         let sandbox = if spec.makes_pod() { None } else { self.pod().sandbox() };
         let translation = translation::translate(
             &spec,
-            &Context {
-                container: &request.id,
-                bundle: &request.bundle,
-                sandbox,
-                inspect: &mounts::inspect,
-            },
+            &Context { container: &request.id, bundle: &request.bundle, sandbox, inspect: &mounts::inspect },
         )?;
         let places = self.pod().directory().container(&request.id);
         let created = self.create_with(&request, &spec, translation, places.clone(), reservation).await;
@@ -96,7 +91,13 @@ impl Tasks {
         places: ContainerPlaces,
         reservation: Reservation,
     ) -> Result<u32, TaskError> {
-        let Translation { guest, volumes, hooks, root, .. } = translation;
+        let Translation { guest, volumes, hooks, root, network_namespace } = translation;
+        if let Some(path) = network_namespace {
+            return Err(TaskError::unimplemented(format!(
+                "linux.namespaces: the network namespace {} is not supported: a container has its loopback alone",
+                path.display()
+            )));
+        }
         lay_out(&places, root_mounts(&request.rootfs), root, volumes).await?;
         self.pod().timeline().mark(|timeline| &mut timeline.rootfs_mounted_ns);
 
@@ -211,7 +212,8 @@ async fn lay_out(
         if root_mounts.is_empty() {
             mount_root_directory(&root, &target)?;
         } else {
-            mount::mount_all(&root_mounts, &target).map_err(|error| format!("the root file system: {error}"))?;
+            mount::mount_all(&root_mounts, &target)
+                .map_err(|error| format!("the root file system: {error}"))?;
         }
         let flags = MountPropagationFlags::DOWNSTREAM;
         mount::change_propagation(&target, flags, true).map_err(|error| error.to_string())?;

@@ -21,7 +21,11 @@ impl Tasks {
     pub(crate) async fn delete(&self, id: &str, exec: &str) -> Result<Exit, TaskError> {
         let container = self.container(id)?;
         let process = container.process(exec)?;
-        if exec.is_empty() { self.delete_container(&container).await } else { self.delete_exec(&container, &process).await }
+        if exec.is_empty() {
+            self.delete_container(&container).await
+        } else {
+            self.delete_exec(&container, &process).await
+        }
     }
 
     async fn delete_container(&self, container: &Arc<Container>) -> Result<Exit, TaskError> {
@@ -92,7 +96,9 @@ impl Tasks {
         match self.answer(answer).await {
             Ok(_) => {}
             Err(error) if error.code() == Code::NOT_FOUND => {}
-            Err(error) => tracing::warn!(process = process.id(), %error, "the agent did not delete a process"),
+            Err(error) => {
+                tracing::warn!(process = process.id(), %error, "the agent did not delete a process");
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ pub(crate) struct TaskError {
     message: String,
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "callers hand their error over: map_err(TaskError::failed)")]
 impl TaskError {
     fn new(code: Code, message: impl ToString) -> Self {
         Self { code, message: message.to_string() }

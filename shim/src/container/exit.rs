@@ -47,9 +47,7 @@ async fn ended(tasks: &Tasks, process: &Process) -> (Exit, Drain) {
     };
     let name = agent::process(&process.container, &process.exec);
     match agent.calls().wait_process(no_timeout(), &name).await {
-        Ok(answer) => {
-            (gone(answer.exit_status), process.drain(answer.stdout_bytes, answer.stderr_bytes))
-        }
+        Ok(answer) => (gone(answer.exit_status), process.drain(answer.stdout_bytes, answer.stderr_bytes)),
         Err(ttrpc::Error::RpcStatus(status)) => {
             tracing::error!(process = process.id(), error = status.message, "the agent lost a process");
             (gone(UNKNOWN), Drain::default())

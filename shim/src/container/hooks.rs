@@ -121,14 +121,18 @@ mod tests {
         let (mark, json) = seen.split_once('\n').unwrap();
         assert_eq!(mark, "m");
         let seen: Value = serde_json::from_str(json).unwrap();
-        assert_eq!((&seen["id"], &seen["pid"], &seen["bundle"]), (&json!("c1"), &json!(7), &json!("/bundle")));
+        assert_eq!(
+            (&seen["id"], &seen["pid"], &seen["bundle"]),
+            (&json!("c1"), &json!(7), &json!("/bundle"))
+        );
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_failed_hook_says_why_and_stops_those_after_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ran");
-        let hooks = [shell("echo no luck >&2; exit 3", None), shell(&format!("touch {}", path.display()), None)];
+        let hooks =
+            [shell("echo no luck >&2; exit 3", None), shell(&format!("touch {}", path.display()), None)];
         let message = run(&hooks, &Value::Null).await.unwrap_err().to_string();
         assert!(message.contains("no luck") && message.contains('3'), "{message}");
         assert!(!path.exists());

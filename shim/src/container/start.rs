@@ -112,7 +112,7 @@ impl Tasks {
     ///
     /// # Errors
     /// AlreadyExists, or the container is not in a state for it.
-    pub(crate) fn exec(&self, id: &str, exec: &str, spec: Vec<u8>, stdio: Stdio) -> Result<(), TaskError> {
+    pub(crate) fn exec(&self, id: &str, exec: &str, spec: &[u8], stdio: Stdio) -> Result<(), TaskError> {
         let container = self.container(id)?;
         identifier::validate("exec id", exec).map_err(TaskError::invalid_argument)?;
         if matches!(container.init.phase(), Phase::Stopped(_)) {
@@ -121,7 +121,7 @@ impl Tasks {
         if container.freezer() != Freezer::Thawed {
             return Err(TaskError::failed_precondition("cannot exec in a paused state"));
         }
-        let spec = with_terminal(&spec, stdio.terminal)?;
+        let spec = with_terminal(spec, stdio.terminal)?;
         container.add_exec(Process::with_spec(id, exec, stdio, spec))?;
         self.publisher().send(Event::exec_added(id, exec));
         Ok(())
@@ -130,7 +130,8 @@ impl Tasks {
 
 /// The OCI process with its terminal as the call has it, which goes before the spec.
 fn with_terminal(spec: &[u8], terminal: bool) -> Result<Vec<u8>, TaskError> {
-    let malformed = |error: serde_json::Error| TaskError::invalid_argument(format!("the process's spec: {error}"));
+    let malformed =
+        |error: serde_json::Error| TaskError::invalid_argument(format!("the process's spec: {error}"));
     let mut process: serde_json::Map<_, _> = serde_json::from_slice(spec).map_err(malformed)?;
     process.insert("terminal".into(), terminal.into());
     serde_json::to_vec(&process).map_err(malformed)

@@ -68,7 +68,12 @@ fn listener(flags: &Flags) -> io::Result<UnixListener> {
         .ok_or_else(|| io::Error::other(format!("descriptor {LISTENER} is not a listening socket")))
 }
 
-async fn serve(flags: &Flags, bundle: &Path, listener: UnixListener, timeline: Arc<Recorder>) -> io::Result<()> {
+async fn serve(
+    flags: &Flags,
+    bundle: &Path,
+    listener: UnixListener,
+    timeline: Arc<Recorder>,
+) -> io::Result<()> {
     let socket = listener.local_addr()?.as_pathname().map(PathBuf::from);
     // First of all the VM: it boots while containerd connects.
     let pod = Arc::new(Pod::start(&flags.namespace, &flags.id, bundle, timeline));

@@ -1,10 +1,11 @@
 //! Events as containerd knows them.
 
-use containerd_shim_protos::api::{Envelope, Mount};
+use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused, TaskResumed,
-    TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
 };
+use containerd_shim_protos::shim::event::Envelope;
 use protobuf::MessageDyn;
 use protobuf::well_known_types::any::Any;
 
@@ -109,7 +110,11 @@ impl Event {
 
     /// An additional process was named.
     pub(crate) fn exec_added(container: &str, exec: &str) -> Self {
-        Self::ExecAdded(TaskExecAdded { container_id: container.into(), exec_id: exec.into(), ..Default::default() })
+        Self::ExecAdded(TaskExecAdded {
+            container_id: container.into(),
+            exec_id: exec.into(),
+            ..Default::default()
+        })
     }
 
     /// The kernel killed a process of the container for want of memory.

@@ -5,7 +5,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use containerd_shim_protos::api::{Envelope, ForwardRequest};
+use containerd_shim_protos::api::ForwardRequest;
+use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use protobuf::Message;
 use tokio::io::AsyncWriteExt;
@@ -74,7 +75,9 @@ impl Publisher {
     pub(crate) fn start(address: Address, namespace: &str) -> Self {
         match address {
             Address::Ttrpc(socket) => Self::start_with(TtrpcForwarder { socket, client: None }, namespace),
-            Address::Binary { path, address } => Self::start_with(BinaryForwarder { path, address }, namespace),
+            Address::Binary { path, address } => {
+                Self::start_with(BinaryForwarder { path, address }, namespace)
+            }
             Address::None => Self::start_with(NoForwarder, namespace),
         }
     }
@@ -89,8 +92,9 @@ impl Publisher {
     /// Queues an event. It never waits: where containerd has been away for so long that the queue is full, the event
     /// is dropped and logged.
     pub(crate) fn send(&self, event: Event) {
-        if self.queue.try_send(Item::Event(Box::new(event.clone()))).is_err() {
-            tracing::error!(topic = event.topic(), "an event is dropped: {QUEUE_MAX} others wait for containerd");
+        let topic = event.topic();
+        if self.queue.try_send(Item::Event(Box::new(event))).is_err() {
+            tracing::error!(topic, "an event is dropped: {QUEUE_MAX} others wait for containerd");
         }
     }
 
@@ -137,7 +141,9 @@ async fn deliver(forwarder: &mut impl Forwarder, event: &Event, namespace: &str)
                     return;
                 }
             }
-            Err(ForwardError::Unreachable(error)) => tracing::debug!(topic, error, "an event waits for containerd"),
+            Err(ForwardError::Unreachable(error)) => {
+                tracing::debug!(topic, error, "an event waits for containerd");
+            }
         }
         attempts += 1;
         tokio::time::sleep(Duration::from_millis(250).saturating_mul(attempts).min(PAUSE_MAX)).await;

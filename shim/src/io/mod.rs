@@ -112,7 +112,11 @@ impl HostEnds {
     ///
     /// # Errors
     /// The guest does not take a stream.
-    pub(crate) async fn connect(self, agent: &Agent, terminal: bool) -> Result<(ProcessIo, Streams), StdioError> {
+    pub(crate) async fn connect(
+        self,
+        agent: &Agent,
+        terminal: bool,
+    ) -> Result<(ProcessIo, Streams), StdioError> {
         let mut streams = Streams { terminal, ..Default::default() };
         let mut io = ProcessIo::default();
         if let Some(input) = self.stdin {

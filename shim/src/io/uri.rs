@@ -86,7 +86,8 @@ fn decode(text: &str, uri: &str) -> Result<String, UriError> {
             bytes.push(*first);
             continue;
         }
-        let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok()).ok_or_else(malformed)?;
+        let digits =
+            after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok()).ok_or_else(malformed)?;
         bytes.push(u8::from_str_radix(digits, 16).map_err(|_| malformed())?);
         rest = after.get(2..).unwrap_or_default();
     }

@@ -45,7 +45,9 @@ pub(crate) enum MountError {
         error: io::Error,
     },
     /// A source that needs a loop device.
-    #[error("mounting {kind} {origin:?}: option \"loop\" is not supported: attach a loop device on the host first")]
+    #[error(
+        "mounting {kind} {origin:?}: option \"loop\" is not supported: attach a loop device on the host first"
+    )]
     Loop {
         /// The file system's type.
         kind: String,
@@ -53,7 +55,9 @@ pub(crate) enum MountError {
         origin: String,
     },
     /// More options than the kernel takes.
-    #[error("mounting {kind} at {target}: {length} bytes of options exceed the {DATA_MAX} that the kernel takes")]
+    #[error(
+        "mounting {kind} at {target}: {length} bytes of options exceed the {DATA_MAX} that the kernel takes"
+    )]
     TooLong {
         /// The file system's type.
         kind: String,
@@ -79,8 +83,7 @@ pub(crate) fn mount_all(requests: &[Request], target: &Path) -> Result<(), Mount
             return Err(MountError::Target(request.target.clone()));
         }
         let relative = relative.strip_prefix("/").unwrap_or(relative);
-        let target =
-            if relative.as_os_str().is_empty() { target.to_owned() } else { target.join(relative) };
+        let target = if relative.as_os_str().is_empty() { target.to_owned() } else { target.join(relative) };
         request.mount(&target)?;
     }
     Ok(())

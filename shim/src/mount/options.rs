@@ -72,6 +72,9 @@ mod tests {
     #[test]
     fn a_later_option_takes_an_earlier_one_back() {
         assert_eq!(Options::parse(["ro", "rw"]).flags, MountFlags::empty());
-        assert_eq!(Options::parse(["rbind", "ro"]).flags, MountFlags::BIND | MountFlags::REC | MountFlags::RDONLY);
+        assert_eq!(
+            Options::parse(["rbind", "ro"]).flags,
+            MountFlags::BIND | MountFlags::REC | MountFlags::RDONLY
+        );
     }
 }

@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn layers_become_relative_to_their_common_directory() {
-        let data = "workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/var/s/3/fs:/var/s/2/fs:/var/s/11/fs,index=off";
+        let data =
+            "workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/var/s/3/fs:/var/s/2/fs:/var/s/11/fs,index=off";
         assert_eq!(
             shorten(data),
             Some(Short {

@@ -43,11 +43,6 @@ impl PodDirectory {
         Self { base: root.join(namespace).join(id) }
     }
 
-    /// The directory itself.
-    pub(crate) fn path(&self) -> &Path {
-        &self.base
-    }
-
     fn tree(&self) -> PathBuf {
         self.base.join("tree")
     }
@@ -133,11 +128,6 @@ impl PodDirectory {
             private: [self.tree().join("private").join(id), self.share().join("private").join(id)],
             live: [self.tree().join("live").join(id), self.share().join("live").join(id)],
         }
-    }
-
-    /// Whether the container `id` has places here.
-    pub(crate) fn has_container(&self, id: &str) -> bool {
-        self.tree().join("private").join(id).exists()
     }
 }
 

@@ -148,7 +148,12 @@ impl Pod {
     }
 }
 
-fn boot(spec: &Document, id: &str, directory: &PodDirectory, timeline: Arc<Recorder>) -> Result<Vm, PodError> {
+fn boot(
+    spec: &Document,
+    id: &str,
+    directory: &PodDirectory,
+    timeline: Arc<Recorder>,
+) -> Result<Vm, PodError> {
     let config = Config::load()?;
     let size = sizing::size(&config, spec)?;
     directory.create().map_err(PodError::Directory)?;

@@ -23,6 +23,7 @@ use super::process::{self, Diagnostics};
 use super::timeline::Recorder;
 use crate::clock::wall_ns;
 use crate::config::Config;
+use crate::readiness::register;
 use crate::sizing::Size;
 
 /// The guest's vsock address. Every VM has a vsock of its own, so all can have the same.
@@ -55,7 +56,11 @@ impl std::fmt::Display for StopReport {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{}", self.reason)?;
         let console = self.console.trim();
-        if console.is_empty() { Ok(()) } else { write!(formatter, "; end of the guest's console:\n{console}") }
+        if console.is_empty() {
+            Ok(())
+        } else {
+            write!(formatter, "; end of the guest's console:\n{console}")
+        }
     }
 }
 
@@ -136,7 +141,7 @@ impl Vm {
         let files = [kernel.as_fd(), initramfs.as_fd(), share.as_fd(), listener.as_fd()];
         control.send(&Request::Boot(boot), &files)?;
         control.set_nonblocking(true).map_err(VmError::Spawn)?;
-        let control = AsyncFd::new(control).map_err(VmError::Spawn)?;
+        let control = register(control).map_err(VmError::Spawn)?;
 
         let (state_sender, state) = watch::channel(VmState::Booting);
         let (stop, stop_receiver) = mpsc::channel(4);
@@ -250,7 +255,9 @@ impl Supervisor {
                     timeline.first_instruction_ns = Some(vmm.first_instruction_ns);
                 }),
                 Event::GuestConnected { port: READY_PORT } => self.greet(descriptors),
-                Event::GuestConnected { port } => tracing::debug!(port, "the guest connected to an unused port"),
+                Event::GuestConnected { port } => {
+                    tracing::debug!(port, "the guest connected to an unused port");
+                }
                 Event::Stopped { reason, console } => {
                     return Some(StopReport { reason: in_words(reason), console });
                 }
@@ -323,7 +330,8 @@ async fn converse(
     let line = read_line(&mut connection, READY_LINE_LIMIT).await?;
     let ready: ReadyLine = serde_json::from_slice(&line)?;
     timeline.change(|timeline| {
-        let in_user_space = ready.listening_us.saturating_sub(ready.entered_user_space_us).saturating_mul(1000);
+        let in_user_space =
+            ready.listening_us.saturating_sub(ready.entered_user_space_us).saturating_mul(1000);
         timeline.agent_entered_ns = timeline.agent_listening_ns.map(|at| at.saturating_sub(in_user_space));
     });
 

@@ -22,7 +22,9 @@ const GUEST_DEVICES: [(u32, u32, &str); 10] = [
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum DeviceError {
     /// A device of the host.
-    #[error("linux.devices: {path:?} ({kind} {major}:{minor}) is a device of the host, which a virtual machine cannot reach")]
+    #[error(
+        "linux.devices: {path:?} ({kind} {major}:{minor}) is a device of the host, which a virtual machine cannot reach"
+    )]
     HostOnly {
         /// Where it should appear.
         path: String,
@@ -79,6 +81,7 @@ fn check_one(device: &Value) -> Result<(), DeviceError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!() is handed over")]
 mod tests {
     use serde_json::json;
 

@@ -51,7 +51,7 @@ pub(crate) enum DocumentError {
     #[error("OCI spec: ociVersion {0:?} is not supported: it must be 1.x")]
     Version(String),
     /// The sandbox id is no identifier.
-    #[error("annotation {}: {0}", annotations::SANDBOX_ID)]
+    #[error("annotation io.kubernetes.cri.sandbox-id: {0}")]
     SandboxId(#[from] identifier::InvalidIdentifier),
 }
 
@@ -68,7 +68,8 @@ impl Document {
             return Err(DocumentError::TooLarge { path, size });
         }
         let bytes = fs::read(&path).map_err(unreadable)?;
-        let value = serde_json::from_slice(&bytes).map_err(|source| DocumentError::NotJson { path, source })?;
+        let value =
+            serde_json::from_slice(&bytes).map_err(|source| DocumentError::NotJson { path, source })?;
         let document = Self::from_value(value)?;
         document.check_version()?;
         Ok(document)

@@ -80,7 +80,9 @@ pub(crate) fn split(spec: &mut Map<String, Value>) -> Result<HostHooks, HookErro
 fn parse(phase: &'static str, list: Option<Value>) -> Result<Vec<Hook>, HookError> {
     let hooks: Vec<Hook> = match list {
         None | Some(Value::Null) => Vec::new(),
-        Some(list) => serde_json::from_value(list).map_err(|source| HookError::Malformed { phase, source })?,
+        Some(list) => {
+            serde_json::from_value(list).map_err(|source| HookError::Malformed { phase, source })?
+        }
     };
     for hook in &hooks {
         if !hook.path.starts_with('/') {
@@ -94,6 +96,7 @@ fn parse(phase: &'static str, list: Option<Value>) -> Result<Vec<Hook>, HookErro
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!() is handed over")]
 mod tests {
     use serde_json::json;
 
@@ -126,7 +129,11 @@ mod tests {
 
     #[test]
     fn hooks_that_are_not_of_the_specs_form_are_refused() {
-        for hooks in [json!({"prestart": 1}), json!({"poststop": [{"path": "x"}]}), json!({"poststart": [{"path": "/x", "timeout": 0}]})] {
+        for hooks in [
+            json!({"prestart": 1}),
+            json!({"poststop": [{"path": "x"}]}),
+            json!({"poststart": [{"path": "/x", "timeout": 0}]}),
+        ] {
             assert!(split(&mut object(json!({"hooks": hooks}))).is_err());
         }
     }

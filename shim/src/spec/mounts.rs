@@ -89,7 +89,9 @@ pub(crate) enum MountError {
         error: io::Error,
     },
     /// The source is of a kind that cannot cross into a VM.
-    #[error("mount at {destination:?}: {origin:?} is {what} of the host, which a virtual machine cannot reach")]
+    #[error(
+        "mount at {destination:?}: {origin:?} is {what} of the host, which a virtual machine cannot reach"
+    )]
     HostOnly {
         /// Where it should go.
         destination: String,
@@ -109,7 +111,9 @@ pub(crate) enum MountError {
         kind: String,
     },
     /// Mounts that the guest makes cannot reach the host.
-    #[error("mount at {destination:?}: option {option:?} is not supported: mounts made in the virtual machine cannot reach the host")]
+    #[error(
+        "mount at {destination:?}: option {option:?} is not supported: mounts made in the virtual machine cannot reach the host"
+    )]
     SharedPropagation {
         /// Where it should go.
         destination: String,
@@ -268,6 +272,7 @@ impl View {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!() is handed over")]
 mod tests {
     use serde_json::json;
 
@@ -320,7 +325,8 @@ mod tests {
 
     #[test]
     fn dev_null_is_the_guests_own() {
-        let mounts = json!([{"destination": "/x", "type": "bind", "source": "/dev/null", "options": ["bind"]}]);
+        let mounts =
+            json!([{"destination": "/x", "type": "bind", "source": "/dev/null", "options": ["bind"]}]);
         let null = SourceKind::CharacterDevice(rustix::fs::makedev(1, 3));
         let (volumes, after) = run(mounts, null).unwrap();
         assert!(volumes.is_empty());
@@ -353,7 +359,8 @@ mod tests {
     fn file_systems_of_the_host_and_shared_propagation_are_refused() {
         let mounts = json!([{"destination": "/x", "type": "ext4", "source": "/dev/sda1"}]);
         assert!(matches!(run(mounts, SourceKind::File), Err(MountError::FileSystem { .. })));
-        let mounts = json!([{"destination": "/x", "type": "bind", "source": "/a", "options": ["rbind", "rshared"]}]);
+        let mounts =
+            json!([{"destination": "/x", "type": "bind", "source": "/a", "options": ["rbind", "rshared"]}]);
         assert!(matches!(run(mounts, SourceKind::Directory), Err(MountError::SharedPropagation { .. })));
     }
 

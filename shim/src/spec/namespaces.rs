@@ -23,7 +23,9 @@ pub(crate) enum NamespaceError {
     )]
     Host(&'static str),
     /// The spec names a namespace by a path that is not the pod's.
-    #[error("linux.namespaces: {kind} at {path:?} is a namespace of the host, which a virtual machine cannot join")]
+    #[error(
+        "linux.namespaces: {kind} at {path:?} is a namespace of the host, which a virtual machine cannot join"
+    )]
     Foreign {
         /// The kind.
         kind: String,
@@ -121,6 +123,7 @@ fn proc_name(kind: &str) -> &str {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!() is handed over")]
 mod tests {
     use super::*;
 
@@ -152,7 +155,8 @@ mod tests {
     #[test]
     fn leaving_a_namespace_out_asks_for_the_hosts_and_is_refused_by_name() {
         for kind in NEEDED {
-            let rest = own().as_array().unwrap().iter().filter(|entry| entry["type"] != kind).cloned().collect();
+            let rest =
+                own().as_array().unwrap().iter().filter(|entry| entry["type"] != kind).cloned().collect();
             assert_eq!(translate(&mut spec(Value::Array(rest)), None), Err(NamespaceError::Host(kind)));
         }
     }

@@ -68,7 +68,11 @@ async fn complete<T: Send + 'static>(
 
 #[async_trait]
 impl Task for TaskService {
-    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> ttrpc::Result<CreateTaskResponse> {
         options::check(request.options.as_ref())?;
         let tasks = self.tasks.clone();
         complete(async move {
@@ -158,7 +162,7 @@ impl Task for TaskService {
             terminal: request.terminal,
         };
         let spec = request.spec.into_option().map(|spec| spec.value).unwrap_or_default();
-        self.tasks.exec(&request.id, &request.exec_id, spec, stdio)?;
+        self.tasks.exec(&request.id, &request.exec_id, &spec, stdio)?;
         Ok(Empty::default())
     }
 
@@ -186,7 +190,10 @@ impl Task for TaskService {
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
         self.tasks.container(&request.id)?;
-        Err(TaskError::unimplemented("checkpoint is not supported: a container's memory is inside a virtual machine").into())
+        Err(TaskError::unimplemented(
+            "checkpoint is not supported: a container's memory is inside a virtual machine",
+        )
+        .into())
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {

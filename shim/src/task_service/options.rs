@@ -49,7 +49,8 @@ impl RuntimeOptions {
     /// # Errors
     /// Another type, or malformed.
     pub(crate) fn read_bytes(bytes: &[u8]) -> Result<Self, OptionsError> {
-        let options = Any::parse_from_bytes(bytes).map_err(|error| OptionsError::Malformed(error.to_string()))?;
+        let options =
+            Any::parse_from_bytes(bytes).map_err(|error| OptionsError::Malformed(error.to_string()))?;
         Self::read(&options)
     }
 
@@ -78,9 +79,7 @@ impl RuntimeOptions {
 pub(super) fn check(options: Option<&Any>) -> Result<(), TaskError> {
     match options {
         None => Ok(()),
-        Some(options) => {
-            RuntimeOptions::read(options).map(|_| ()).map_err(TaskError::invalid_argument)
-        }
+        Some(options) => RuntimeOptions::read(options).map(|_| ()).map_err(TaskError::invalid_argument),
     }
 }
 
@@ -106,7 +105,9 @@ mod tests {
     #[test]
     fn options_of_another_runtime_are_refused_by_name() {
         let options = Any { type_url: "containerd.runc.v1.Options".into(), ..Default::default() };
-        assert!(RuntimeOptions::read(&options).unwrap_err().to_string().contains("containerd.runc.v1.Options"));
+        assert!(
+            RuntimeOptions::read(&options).unwrap_err().to_string().contains("containerd.runc.v1.Options")
+        );
     }
 
     #[test]

@@ -100,7 +100,8 @@ fn memory(files: Files<'_>) -> MemoryStat {
         pgfault: stat.number("pgfault"),
         pgmajfault: stat.number("pgmajfault"),
         workingset_refault: stat.number("workingset_refault_anon") + stat.number("workingset_refault_file"),
-        workingset_activate: stat.number("workingset_activate_anon") + stat.number("workingset_activate_file"),
+        workingset_activate: stat.number("workingset_activate_anon")
+            + stat.number("workingset_activate_file"),
         workingset_nodereclaim: stat.number("workingset_nodereclaim"),
         pgrefill: stat.number("pgrefill"),
         pgscan: stat.number("pgscan"),
@@ -142,7 +143,8 @@ fn io(files: Files<'_>) -> IOStat {
 fn io_entry(line: &str) -> Option<IOEntry> {
     let (device, figures) = line.split_once(' ')?;
     let (major, minor) = device.split_once(':')?;
-    let figures: HashMap<&str, &str> = figures.split(' ').filter_map(|figure| figure.split_once('=')).collect();
+    let figures: HashMap<&str, &str> =
+        figures.split(' ').filter_map(|figure| figure.split_once('=')).collect();
     let number = |key| figures.get(key).and_then(|number| number.parse().ok()).unwrap_or(0);
     Some(IOEntry {
         major: major.parse().ok()?,
@@ -202,7 +204,10 @@ mod tests {
         assert_eq!((metrics.pids.current, metrics.pids.limit), (3, u64::MAX));
         assert_eq!((metrics.cpu.usage_usec, metrics.cpu.user_usec, metrics.cpu.nr_throttled), (10, 6, 2));
         assert_eq!((metrics.memory.usage, metrics.memory.usage_limit), (4096, 1_048_576));
-        assert_eq!((metrics.memory.anon, metrics.memory.file, metrics.memory.workingset_refault), (100, 200, 3));
+        assert_eq!(
+            (metrics.memory.anon, metrics.memory.file, metrics.memory.workingset_refault),
+            (100, 200, 3)
+        );
         assert_eq!(metrics.memory_events.oom_kill, 1);
         let io = &metrics.io.usage[0];
         assert_eq!((io.major, io.rbytes, io.wios), (254, 1, 4));
@@ -211,7 +216,8 @@ mod tests {
 
     #[test]
     fn missing_and_nonsensical_files_count_as_nothing() {
-        let metrics = of(&[("cpu.stat", "usage_usec x\ngarbage"), ("io.stat", "a b c\n:\n"), ("pids.current", "-1")]);
+        let metrics =
+            of(&[("cpu.stat", "usage_usec x\ngarbage"), ("io.stat", "a b c\n:\n"), ("pids.current", "-1")]);
         assert_eq!(metrics.cpu.usage_usec, 0);
         assert_eq!(metrics.pids.current, 0);
         assert!(metrics.io.usage.is_empty());
