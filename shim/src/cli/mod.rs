@@ -38,6 +38,13 @@ struct VmmArguments {
     /// Virtual CPUs.
     #[arg(long, default_value_t = 1)]
     vcpus: u32,
+    /// The directory that virtio-fs serves under the tag "share".
+    #[arg(long)]
+    share: Option<PathBuf>,
+    /// Where to make the Unix socket for connections to the guest's vsock ports (CONNECT <port>). The guest's own
+    /// connections to port n of the host go to this path with _n appended.
+    #[arg(long)]
+    vsock: Option<PathBuf>,
     /// Kernel parameters, added at the end of the built-in ones.
     #[arg(long, default_value = "")]
     cmdline_extra: String,
@@ -54,6 +61,8 @@ pub(crate) fn run() -> ExitCode {
             initramfs: arguments.initramfs,
             memory_mib: arguments.memory_mib,
             vcpus: arguments.vcpus,
+            share: arguments.share,
+            vsock: arguments.vsock,
             kernel_parameters: arguments.cmdline_extra,
             verbose: arguments.verbose,
         })),
