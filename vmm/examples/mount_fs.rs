@@ -2,12 +2,13 @@
 //! test suite can exercise the server without a virtual machine:
 //!
 //! ```sh
-//! cargo run -p saya-vmm --example mount_fs -- SHARE MOUNTPOINT [--exclusive] [--writeback]
+//! cargo run -p saya-vmm --example mount_fs -- SHARE MOUNTPOINT [--exclusive] [--writeback] [--descriptors N]
 //! umount MOUNTPOINT
 //! ```
 //!
-//! `--exclusive` caches as for files that nobody else changes, `--writeback` lets the kernel delay writes. It needs
-//! root and `/dev/fuse`, serves in the foreground and ends when the file system is unmounted.
+//! `--exclusive` caches as for files that nobody else changes, `--writeback` lets the kernel delay writes, `--descriptors`
+//! limits how many descriptors are held for inodes. It needs root and `/dev/fuse`, serves in the foreground and ends
+//! when the file system is unmounted.
 
 use std::error::Error;
 use std::os::fd::AsRawFd;
@@ -16,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use saya_vmm::fs::buffers::Buffers;
-use saya_vmm::fs::{CachePolicy, Caching, FsConfig, Served, Server};
+use saya_vmm::fs::{CachePolicy, Caching, DescriptorBudget, FsConfig, Served, Server};
 use vm_memory::VolatileSlice;
 
 /// The largest WRITE and what comes before its data, generously.
@@ -25,26 +26,36 @@ const REQUEST_BYTES: usize = (1 << 20) + (1 << 16);
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [share, mountpoint, options @ ..] = arguments.as_slice() else {
-        return Err("usage: mount_fs SHARE MOUNTPOINT [--exclusive] [--writeback]".into());
+        return Err("usage: mount_fs SHARE MOUNTPOINT [--exclusive] [--writeback] [--descriptors N]".into());
     };
     let mut caching = Caching::SHARED;
     let mut writeback = false;
-    for option in options {
+    let mut budget = DescriptorBudget::of_this_process();
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
         match option.as_str() {
             "--exclusive" => caching = Caching::EXCLUSIVE,
             "--writeback" => writeback = true,
+            "--descriptors" => {
+                budget.inodes = options.next().ok_or("--descriptors wants a number")?.parse()?;
+            }
             other => {
-                return Err(format!("unknown option {other}: there are --exclusive and --writeback").into());
+                return Err(format!(
+                    "unknown option {other}: there are --exclusive, --writeback and --descriptors"
+                )
+                .into());
             }
         }
     }
-    let mut server = Server::new(FsConfig {
+    let config = FsConfig {
         root: rustix::fs::open(share, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
         descriptor_directory: FsConfig::open_descriptor_directory()?,
         tag: "share".into(),
         cache_policy: CachePolicy::uniform(caching),
         writeback,
-    })?;
+        most_inodes: 1 << 20,
+    };
+    let mut server = Server::with_budget(config, budget)?;
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let data = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",

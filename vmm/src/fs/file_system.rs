@@ -29,6 +29,9 @@ pub struct FsConfig {
     /// Whether the guest may delay writes. Sizes and times of cached files are then the guest's word: the host must
     /// not write to the files meanwhile.
     pub writeback: bool,
+    /// How many inodes the guest may know; each takes about 250 bytes here. Its kernel needs at least 1 KiB of the
+    /// guest's memory for each, so that as many as that memory has KiB are always enough.
+    pub most_inodes: usize,
 }
 
 impl FsConfig {
@@ -111,7 +114,8 @@ impl FileSystem {
         // Extended attributes are reached by a relative name, since there is no getxattr for an O_PATH descriptor.
         rustix::process::fchdir(descriptors.as_fd()).map_err(FsError::DescriptorDirectory)?;
         let place = config.cache_policy.root();
-        let inodes = InodeStore::new(budget.inodes, config.root, &status, place).map_err(FsError::Root)?;
+        let inodes = InodeStore::new(config.most_inodes, budget.inodes, config.root, &status, place)
+            .map_err(FsError::Root)?;
         Ok(Self {
             inodes,
             handles: HandleStore::new(budget.handles),
@@ -138,7 +142,7 @@ impl FileSystem {
     /// # Errors
     /// `EINVAL` for anything else than a regular file or a directory; `ESTALE` for an unknown number; else what `open`
     /// returned.
-    pub(super) fn open_node(&self, node: u64, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub(super) fn open_node(&mut self, node: u64, flags: OFlags) -> Result<OwnedFd, Errno> {
         let inode = self.inodes.get(node)?;
         match inode.file_type() {
             FileType::RegularFile | FileType::Directory => self.descriptors.reopen(inode.as_fd(), flags),

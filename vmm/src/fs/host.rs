@@ -21,6 +21,10 @@ pub(super) struct Identity {
     pub(super) mount: u64,
 }
 
+/// When a file was made, in seconds and nanoseconds. It tells apart files that had the same inode number one after
+/// another.
+pub(super) type Birth = (i64, u32);
+
 /// An inode's identity, type and attributes.
 #[derive(Debug, Clone)]
 pub(super) struct Status {
@@ -28,13 +32,15 @@ pub(super) struct Status {
     pub(super) identity: Identity,
     /// What kind of file.
     pub(super) file_type: FileType,
+    /// When it was made, where the host's file system says.
+    pub(super) birth: Option<Birth>,
     /// Its attributes as the protocol has them.
     pub(super) attributes: Attributes,
 }
 
 impl Status {
     /// What `statx` is asked for.
-    const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
+    const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID).union(StatxFlags::BTIME);
 
     /// The status of an open file, also of one that was opened with `O_PATH`.
     ///
@@ -68,6 +74,8 @@ impl From<&Statx> for Status {
                 mount: status.stx_mnt_id,
             },
             file_type: FileType::from_raw_mode(mode),
+            birth: (status.stx_mask & StatxFlags::BTIME.bits() != 0)
+                .then_some((status.stx_btime.tv_sec, status.stx_btime.tv_nsec)),
             attributes: Attributes {
                 inode: status.stx_ino,
                 size: status.stx_size,

@@ -1,26 +1,59 @@
 //! The inodes that the guest knows.
+//!
+//! Each is reached by an `O_PATH` descriptor. The store holds a bounded number of them: a guest may know far more
+//! inodes than a process may have descriptors, and each descriptor makes the host's kernel keep an inode in memory.
+//! An inode whose descriptor was given up is reached again by the name under which it was last found, from its
+//! directory. Whether that is still the same inode shows in its identity and time of birth; if not, it is stale, and
+//! the guest looks its path up anew. An inode that has lost its name keeps its descriptor.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::ffi::CStr;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::cache_policy::Place;
-use super::host::{Identity, Status};
+use super::host::{Birth, Identity, Status, reach};
 use super::table::{Full, Table};
 use super::wire::ROOT_ID;
+
+/// The most directories that are walked to reach an inode again.
+const MOST_LEVELS: usize = 4096;
 
 /// One inode that the guest knows by number.
 #[derive(Debug)]
 pub(super) struct Inode {
     /// An `O_PATH` descriptor: it follows the inode through renames and keeps its number from being used again.
-    descriptor: OwnedFd,
+    descriptor: Option<OwnedFd>,
     identity: Identity,
+    birth: Option<Birth>,
     file_type: FileType,
     place: Place,
     /// How often the guest was told of the inode and has not forgotten it.
     lookups: u64,
+    /// Under which name it was found last; `None` for the root and for what has lost that name.
+    name: Option<Name>,
+    /// It was used since the search for a descriptor to give up came by.
+    recently_used: bool,
+    /// The last request that needed the descriptor.
+    used_by: u64,
+    /// It waits in [`InodeStore::candidates`].
+    is_candidate: bool,
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Name {
+    directory: u64,
+    name: Box<CStr>,
+}
+
+impl Name {
+    fn is(&self, directory: u64, name: &CStr) -> bool {
+        self.directory == directory && *self.name == *name
+    }
 }
 
 impl Inode {
@@ -38,11 +71,30 @@ impl Inode {
     pub(super) fn place(&self) -> Place {
         self.place
     }
+
+    fn is_still(&self, status: &Status) -> bool {
+        (status.identity, status.file_type, status.birth) == (self.identity, self.file_type, self.birth)
+    }
 }
 
-impl AsFd for Inode {
+/// An inode with its descriptor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held<'a> {
+    inode: &'a Inode,
+    descriptor: BorrowedFd<'a>,
+}
+
+impl Deref for Held<'_> {
+    type Target = Inode;
+
+    fn deref(&self) -> &Inode {
+        self.inode
+    }
+}
+
+impl AsFd for Held<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+        self.descriptor
     }
 }
 
@@ -51,71 +103,130 @@ impl AsFd for Inode {
 pub(super) struct InodeStore {
     inodes: Table<Inode>,
     numbers: HashMap<Identity, u64>,
+    /// How many descriptors are held, and how many may be.
+    descriptors: usize,
+    most_descriptors: usize,
+    /// Inodes whose descriptor could be given up, those that were looked at longest ago first. Some may be gone.
+    candidates: VecDeque<u64>,
+    /// Counts requests. What the present one holds is not given up.
+    request: u64,
 }
 
 impl InodeStore {
-    /// A store of up to `limit` inodes, with the root in it.
+    /// A store of up to `most_inodes` inodes and `most_descriptors` descriptors, with the root in it.
     ///
     /// # Errors
-    /// `ENFILE` when `limit` leaves no room for the root.
-    pub(super) fn new(limit: usize, root: OwnedFd, status: &Status, place: Place) -> Result<Self, Errno> {
-        let mut store = Self { inodes: Table::new(limit), numbers: HashMap::new() };
-        let number = store.look_up(status, place, root)?;
+    /// `ENFILE` when that leaves no room for the root.
+    pub(super) fn new(
+        most_inodes: usize,
+        most_descriptors: usize,
+        root: OwnedFd,
+        status: &Status,
+        place: Place,
+    ) -> Result<Self, Errno> {
+        let mut store = Self {
+            inodes: Table::new(most_inodes),
+            numbers: HashMap::new(),
+            descriptors: 0,
+            most_descriptors,
+            candidates: VecDeque::new(),
+            request: 0,
+        };
+        let number = store.insert(status, place, None, root)?;
         debug_assert_eq!(number, ROOT_ID);
         Ok(store)
     }
 
-    /// The inode with this number.
+    /// Another request begins: descriptors that the last one needed may be given up.
+    pub(super) fn begin_request(&mut self) {
+        self.request = self.request.wrapping_add(1);
+    }
+
+    /// The inode with this number, reached. It stays so for the rest of the request.
     ///
     /// # Errors
-    /// `ESTALE` when the guest does not know such an inode.
-    pub(super) fn get(&self, number: u64) -> Result<&Inode, Errno> {
+    /// `ESTALE` when the guest knows no such inode, or when it is no longer where it was found; `ENFILE` when no
+    /// descriptor can be given up for it; else what the host returned.
+    pub(super) fn get(&mut self, number: u64) -> Result<Held<'_>, Errno> {
+        self.hold(number)?;
+        self.held(number)
+    }
+
+    /// Two inodes at once.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub(super) fn get_pair(&mut self, first: u64, second: u64) -> Result<(Held<'_>, Held<'_>), Errno> {
+        self.hold(first)?;
+        self.hold(second)?;
+        Ok((self.held(first)?, self.held(second)?))
+    }
+
+    /// The directory with this number, reached.
+    ///
+    /// # Errors
+    /// `ENOTDIR` when it is something else; else as [`get`](Self::get).
+    pub(super) fn directory(&mut self, number: u64) -> Result<Held<'_>, Errno> {
+        self.require_directory(number)?;
+        self.get(number)
+    }
+
+    /// Two directories at once.
+    ///
+    /// # Errors
+    /// As [`directory`](Self::directory).
+    pub(super) fn directories(&mut self, first: u64, second: u64) -> Result<(Held<'_>, Held<'_>), Errno> {
+        self.require_directory(first)?;
+        self.require_directory(second)?;
+        self.get_pair(first, second)
+    }
+
+    /// What is known of the inode with this number without reaching it.
+    ///
+    /// # Errors
+    /// `ESTALE` when the guest knows no such inode.
+    pub(super) fn peek(&self, number: u64) -> Result<&Inode, Errno> {
         self.inodes.get(number).ok_or(Errno::STALE)
     }
 
-    /// The directory with this number.
-    ///
-    /// # Errors
-    /// `ESTALE` when the guest does not know such an inode, `ENOTDIR` when it is something else.
-    pub(super) fn directory(&self, number: u64) -> Result<&Inode, Errno> {
-        self.get(number).and_then(|inode| match inode.file_type {
-            FileType::Directory => Ok(inode),
-            _ => Err(Errno::NOTDIR),
-        })
+    /// The number of this inode, if the guest knows it.
+    pub(super) fn number_of(&self, identity: &Identity) -> Option<u64> {
+        self.numbers.get(identity).copied()
     }
 
-    /// Whether the guest knows this inode.
-    pub(super) fn knows(&self, identity: &Identity) -> bool {
-        self.numbers.contains_key(identity)
-    }
-
-    /// Counts a lookup of an inode that is known already and returns its number.
-    pub(super) fn look_up_known(&mut self, identity: &Identity) -> Option<u64> {
-        let number = *self.numbers.get(identity)?;
+    /// Counts a lookup of an inode that is known already, found as `name` in `directory`, and returns its number.
+    pub(super) fn look_up_known(&mut self, status: &Status, directory: u64, name: &CStr) -> Option<u64> {
+        let number = self.number_of(&status.identity)?;
         let inode = self.inodes.get_mut(number)?;
+        if inode.descriptor.is_none() && !inode.is_still(status) {
+            // It was removed by the host while nothing held it, and its inode number is another file's now.
+            inode.name = None;
+            self.numbers.remove(&status.identity);
+            return None;
+        }
         inode.lookups = inode.lookups.saturating_add(1);
+        self.set_name(number, directory, name);
         Some(number)
     }
 
-    /// Counts a lookup of the inode behind `descriptor`, keeps the descriptor if the inode is new, and returns its
-    /// number.
+    /// Counts a lookup of the inode behind `descriptor`, found as `name` in `directory`, keeps the descriptor if the
+    /// inode is new, and returns its number. A file without a name has an empty one.
     ///
     /// # Errors
-    /// `ENFILE` when the guest holds as many inodes as it may.
+    /// `ENFILE` when the guest knows as many inodes as it may, or when no descriptor can be given up.
     pub(super) fn look_up(
         &mut self,
         status: &Status,
         place: Place,
+        directory: u64,
+        name: &CStr,
         descriptor: OwnedFd,
     ) -> Result<u64, Errno> {
-        let identity = status.identity;
-        if let Some(number) = self.look_up_known(&identity) {
+        if let Some(number) = self.look_up_known(status, directory, name) {
             return Ok(number);
         }
-        let inode = Inode { descriptor, identity, file_type: status.file_type, place, lookups: 1 };
-        let number = self.inodes.insert(inode).map_err(|Full| Errno::NFILE)?;
-        self.numbers.insert(identity, number);
-        Ok(number)
+        let name = (!name.is_empty()).then(|| Name { directory, name: name.into() });
+        self.insert(status, place, name, descriptor)
     }
 
     /// Takes back `lookups` lookups and lets go of the inode when none are left. The root stays.
@@ -128,7 +239,11 @@ impl InodeStore {
         if inode.lookups == 0
             && let Some(inode) = self.inodes.remove(number)
         {
-            self.numbers.remove(&inode.identity);
+            if self.numbers.get(&inode.identity) == Some(&number) {
+                self.numbers.remove(&inode.identity);
+            }
+            self.descriptors -= usize::from(inode.descriptor.is_some());
+            self.tidy_candidates();
         }
     }
 
@@ -140,15 +255,189 @@ impl InodeStore {
         }
     }
 
+    /// `name` in `directory` is about to go: the inode is reached while it still can be.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub(super) fn prepare_loss(&mut self, number: u64, directory: u64, name: &CStr) -> Result<(), Errno> {
+        match &self.peek(number)?.name {
+            Some(known) if known.is(directory, name) => self.hold(number),
+            _ => Ok(()),
+        }
+    }
+
+    /// `name` in `directory` is gone, or another inode's.
+    pub(super) fn lose_name(&mut self, number: u64, directory: u64, name: &CStr) {
+        if let Some(inode) = self.inodes.get_mut(number)
+            && inode.name.as_ref().is_some_and(|known| known.is(directory, name))
+        {
+            inode.name = None;
+        }
+    }
+
+    /// The inode is now found as `name` in `directory`. An empty name says nothing.
+    pub(super) fn set_name(&mut self, number: u64, directory: u64, name: &CStr) {
+        let Some(inode) = self.inodes.get_mut(number) else { return };
+        if number == ROOT_ID || name.is_empty() {
+            return;
+        }
+        if !inode.name.as_ref().is_some_and(|known| known.is(directory, name)) {
+            inode.name = Some(Name { directory, name: name.into() });
+        }
+        if inode.descriptor.is_some() && !inode.is_candidate {
+            inode.is_candidate = true;
+            self.candidates.push_back(number);
+        }
+    }
+
     /// How many inodes there are, the root included.
     pub(super) fn len(&self) -> usize {
         self.inodes.len()
+    }
+
+    /// How many descriptors are held.
+    pub(super) fn descriptors(&self) -> usize {
+        self.descriptors
+    }
+
+    fn insert(
+        &mut self,
+        status: &Status,
+        place: Place,
+        name: Option<Name>,
+        descriptor: OwnedFd,
+    ) -> Result<u64, Errno> {
+        self.make_room()?;
+        let is_candidate = name.is_some();
+        let number = self
+            .inodes
+            .insert(Inode {
+                descriptor: Some(descriptor),
+                identity: status.identity,
+                birth: status.birth,
+                file_type: status.file_type,
+                place,
+                lookups: 1,
+                name,
+                recently_used: true,
+                used_by: self.request,
+                is_candidate,
+            })
+            .map_err(|Full| Errno::NFILE)?;
+        self.numbers.insert(status.identity, number);
+        self.descriptors += 1;
+        if is_candidate {
+            self.candidates.push_back(number);
+        }
+        Ok(number)
+    }
+
+    fn require_directory(&self, number: u64) -> Result<(), Errno> {
+        match self.peek(number)?.file_type {
+            FileType::Directory => Ok(()),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+
+    fn held(&self, number: u64) -> Result<Held<'_>, Errno> {
+        let inode = self.peek(number)?;
+        let descriptor = inode.descriptor.as_ref().ok_or(Errno::STALE)?.as_fd();
+        Ok(Held { inode, descriptor })
+    }
+
+    /// Makes sure that there is a descriptor.
+    fn hold(&mut self, number: u64) -> Result<(), Errno> {
+        let inode = self.inodes.get_mut(number).ok_or(Errno::STALE)?;
+        inode.recently_used = true;
+        inode.used_by = self.request;
+        match inode.descriptor {
+            Some(_) => Ok(()),
+            None => self.reach_again(number),
+        }
+    }
+
+    fn reach_again(&mut self, number: u64) -> Result<(), Errno> {
+        let found = self.walk(number)?;
+        // The inode that is wanted comes last, so that none of its directories displaces it.
+        for (number, descriptor) in found {
+            self.make_room()?;
+            let inode = self.inodes.get_mut(number).ok_or(Errno::STALE)?;
+            inode.descriptor = Some(descriptor);
+            inode.recently_used = true;
+            self.descriptors += 1;
+            if !inode.is_candidate {
+                inode.is_candidate = true;
+                self.candidates.push_back(number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reaches the inode and those of its directories that are not held, from the top down.
+    fn walk(&self, number: u64) -> Result<Vec<(u64, OwnedFd)>, Errno> {
+        let mut missing = Vec::new();
+        let mut at = number;
+        let start = loop {
+            let inode = self.peek(at)?;
+            if let Some(descriptor) = &inode.descriptor {
+                break descriptor.as_fd();
+            }
+            let name = inode.name.as_ref().ok_or(Errno::STALE)?;
+            missing.push((at, inode, name));
+            if missing.len() > MOST_LEVELS {
+                return Err(Errno::STALE);
+            }
+            at = name.directory;
+        };
+        let mut found: Vec<(u64, OwnedFd)> = Vec::with_capacity(missing.len());
+        for (number, inode, name) in missing.into_iter().rev() {
+            let directory = found.last().map_or(start, |(_, descriptor)| descriptor.as_fd());
+            let descriptor = reach(directory, &name.name).map_err(|error| match error {
+                Errno::NOENT | Errno::NOTDIR => Errno::STALE,
+                error => error,
+            })?;
+            if !inode.is_still(&Status::of(&descriptor)?) {
+                return Err(Errno::STALE);
+            }
+            found.push((number, descriptor));
+        }
+        Ok(found)
+    }
+
+    /// Gives up descriptors until one more may be held: of those inodes that were not used since the last search.
+    fn make_room(&mut self) -> Result<(), Errno> {
+        // The first time around forgets who was used recently, the second one finds one that was not.
+        let mut looks = 2 * self.candidates.len();
+        while self.descriptors >= self.most_descriptors {
+            looks = looks.checked_sub(1).ok_or(Errno::NFILE)?;
+            let number = self.candidates.pop_front().ok_or(Errno::NFILE)?;
+            let Some(inode) = self.inodes.get_mut(number) else { continue };
+            if inode.name.is_none() {
+                inode.is_candidate = false;
+            } else if std::mem::take(&mut inode.recently_used) || inode.used_by == self.request {
+                self.candidates.push_back(number);
+            } else {
+                inode.is_candidate = false;
+                inode.descriptor = None;
+                self.descriptors -= 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops candidates that are gone once they are the greater part.
+    fn tidy_candidates(&mut self) {
+        if self.candidates.len() > 2 * self.descriptors + 64 {
+            let inodes = &self.inodes;
+            self.candidates.retain(|number| inodes.get(*number).is_some_and(|inode| inode.is_candidate));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::ffi::CString;
 
     use proptest::prelude::*;
 
@@ -157,6 +446,7 @@ mod tests {
 
     const FILES: usize = 6;
     const LIMIT: usize = 5;
+    const DESCRIPTORS: usize = 3;
 
     #[derive(Debug, Clone)]
     enum Step {
@@ -191,16 +481,18 @@ mod tests {
             }
             let root = open(".");
             let status = Status::of(&root).unwrap();
-            let mut store = InodeStore::new(LIMIT, root, &status, policy.root()).unwrap();
+            let mut store = InodeStore::new(LIMIT, DESCRIPTORS, root, &status, policy.root()).unwrap();
             // File -> (number, lookups).
             let mut model: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
             let mut ever: Vec<(usize, u64)> = Vec::new();
             for step in steps {
                 match step {
                     Step::LookUp(file) => {
+                        store.begin_request();
                         let descriptor = open(&file.to_string());
                         let status = Status::of(&descriptor).unwrap();
-                        let result = store.look_up(&status, policy.root(), descriptor);
+                        let name = CString::new(file.to_string()).unwrap();
+                        let result = store.look_up(&status, policy.root(), ROOT_ID, &name, descriptor);
                         let full = model.len() + 1 == LIMIT;
                         match model.get_mut(&file) {
                             Some((number, lookups)) => {
@@ -242,7 +534,9 @@ mod tests {
                 prop_assert_eq!(store.len(), model.len() + 1);
                 prop_assert_eq!(store.numbers.len(), model.len() + 1);
                 prop_assert!(store.get(ROOT_ID).is_ok());
+                prop_assert!(store.descriptors() <= DESCRIPTORS);
                 for (file, number) in &ever {
+                    store.begin_request();
                     let alive = model.get(file).is_some_and(|(current, _)| current == number);
                     prop_assert_eq!(store.get(*number).is_ok(), alive);
                 }

@@ -4,9 +4,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors that are left for everything else in this process.
 const RESERVED_DESCRIPTORS: u64 = 512;
-/// No host needs more than this for one guest, whatever its limit says: each inode costs about 200 bytes here and
-/// more in the kernel.
-const MOST_DESCRIPTORS: u64 = 1 << 20;
+/// The most descriptors of inodes. Each makes the host's kernel keep an inode and its path, about 2 KiB.
+const MOST_INODE_DESCRIPTORS: usize = 16 * 1024;
+/// The most files and directories that the guest may have open.
+const MOST_HANDLES: usize = 64 * 1024;
 /// The longest name of a file (`NAME_MAX`, linux/limits.h).
 pub(super) const NAME_BYTES: usize = 255;
 /// The longest target of a symbolic link (`PATH_MAX`, linux/limits.h).
@@ -22,35 +23,39 @@ pub(super) const REQUEST_BYTES: usize = 40 + 64 + XATTR_BYTES + 4096;
 /// The most that one COPY_FILE_RANGE copies: the guest asks again for the rest, and others are served in between.
 pub(super) const COPY_BYTES: u64 = 16 << 20;
 
-/// How many inodes and how many open files a guest may hold.
+/// How many descriptors a guest may make this process hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DescriptorBudget {
-    /// Inodes, each with one descriptor.
+    /// Those of inodes. A guest may know more inodes than that.
     pub inodes: usize,
-    /// Open files and directories, each with one descriptor.
+    /// Those of open files and directories.
     pub handles: usize,
 }
 
 impl DescriptorBudget {
-    /// Raises this process's soft limit of descriptors (`RLIMIT_NOFILE`) to the hard one and shares out what is
-    /// there: three quarters for inodes, one quarter for open files. Where the limit may not be raised, the budget
-    /// is that much smaller.
+    /// Raises this process's limit of descriptors (`RLIMIT_NOFILE`) as far as that is allowed and needed, and shares
+    /// out what is there.
     pub fn of_this_process() -> Self {
+        let needed = RESERVED_DESCRIPTORS + (MOST_INODE_DESCRIPTORS + MOST_HANDLES) as u64;
         let limit = getrlimit(Resource::Nofile);
         let hard = limit.maximum.unwrap_or(u64::MAX);
-        let soft = limit.current.unwrap_or(u64::MAX);
-        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-        let available = match soft < hard && setrlimit(Resource::Nofile, raised).is_err() {
-            true => soft,
-            false => hard,
-        };
-        Self::share_out(available)
+        // The hard limit first, for which a privilege is needed; then what goes without.
+        for (soft, hard) in [(needed, hard.max(needed)), (needed.min(hard), hard)] {
+            if limit.current.is_none_or(|current| current >= soft) {
+                break;
+            }
+            let raised = Rlimit { current: Some(soft), maximum: limit.maximum.and(Some(hard)) };
+            if setrlimit(Resource::Nofile, raised).is_ok() {
+                break;
+            }
+        }
+        Self::share_out(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
     }
 
     fn share_out(available: u64) -> Self {
-        let usable = available.saturating_sub(RESERVED_DESCRIPTORS).clamp(64, MOST_DESCRIPTORS);
-        let usable = usize::try_from(usable).unwrap_or(usize::MAX);
-        Self { inodes: usable / 4 * 3, handles: usable / 4 }
+        let usable = usize::try_from(available.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(usize::MAX);
+        let inodes = (usable / 2).clamp(64, MOST_INODE_DESCRIPTORS);
+        Self { inodes, handles: usable.saturating_sub(inodes).clamp(64, MOST_HANDLES) }
     }
 }
 
@@ -60,15 +65,17 @@ mod tests {
 
     #[test]
     fn a_budget_leaves_descriptors_for_the_rest_of_the_process() {
-        let budget = DescriptorBudget::share_out(20_000);
-        assert_eq!(budget, DescriptorBudget { inodes: 14_616, handles: 4_872 });
-        assert!(budget.inodes + budget.handles <= 20_000 - 512);
+        let budget = DescriptorBudget::share_out(4096);
+        assert_eq!(budget, DescriptorBudget { inodes: 1792, handles: 1792 });
+        let budget = DescriptorBudget::share_out(65_536);
+        assert_eq!(budget, DescriptorBudget { inodes: 16_384, handles: 48_640 });
+        assert!(budget.inodes + budget.handles + 512 <= 65_536);
     }
 
     #[test]
     fn a_budget_has_a_floor_and_a_ceiling() {
-        assert_eq!(DescriptorBudget::share_out(10), DescriptorBudget { inodes: 48, handles: 16 });
+        assert_eq!(DescriptorBudget::share_out(10), DescriptorBudget { inodes: 64, handles: 64 });
         let budget = DescriptorBudget::share_out(u64::MAX);
-        assert!(budget.inodes + budget.handles <= 1 << 20);
+        assert_eq!(budget, DescriptorBudget { inodes: MOST_INODE_DESCRIPTORS, handles: MOST_HANDLES });
     }
 }

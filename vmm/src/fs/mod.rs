@@ -29,4 +29,5 @@ pub mod wire;
 
 pub use cache_policy::{CachePolicy, CacheRule, Caching};
 pub use file_system::{FsConfig, FsError};
+pub use limits::DescriptorBudget;
 pub use server::{Served, Server};

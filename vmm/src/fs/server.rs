@@ -80,6 +80,11 @@ impl Server {
         self.file_system.inodes.len()
     }
 
+    /// How many descriptors are held to reach them.
+    pub fn inode_descriptors(&self) -> usize {
+        self.file_system.inodes.descriptors()
+    }
+
     /// How many files and directories the guest has open.
     pub fn handles(&self) -> usize {
         self.file_system.handles.len()
@@ -126,6 +131,7 @@ impl Server {
     }
 
     fn run(&mut self, header: &InHeader, buffers: &Buffers<'_>) -> Result<Answer, Errno> {
+        self.file_system.inodes.begin_request();
         let Some(opcode) = Opcode::from_number(header.opcode) else { return Err(Errno::NOSYS) };
         let length = usize::try_from(header.length).unwrap_or(usize::MAX);
         if length < InHeader::SIZE || length > buffers.readable.len() {

@@ -13,7 +13,7 @@ impl FileSystem {
     ///
     /// # Errors
     /// `ESTALE` for an unknown number; else what `statx` returned.
-    pub(in crate::fs) fn getattr(&self, node: u64) -> Result<AttributesOut, Errno> {
+    pub(in crate::fs) fn getattr(&mut self, node: u64) -> Result<AttributesOut, Errno> {
         let inode = self.inodes.get(node)?;
         let valid = self.cache_policy.inode(inode.place()).attributes;
         Ok(AttributesOut {
@@ -52,7 +52,7 @@ impl FileSystem {
     ///
     /// # Errors
     /// `ESTALE` for an unknown number; else what `statx` returned.
-    pub(in crate::fs) fn statx(&self, node: u64, mask: u32) -> Result<StatxOut, Errno> {
+    pub(in crate::fs) fn statx(&mut self, node: u64, mask: u32) -> Result<StatxOut, Errno> {
         let inode = self.inodes.get(node)?;
         let known = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         let wanted = StatxFlags::from_bits_truncate(mask) & known;
@@ -71,7 +71,7 @@ impl FileSystem {
     ///
     /// # Errors
     /// `EACCES` when not; `ESTALE` for an unknown number; else what `statx` returned.
-    pub(in crate::fs) fn access(&self, node: u64, mask: u32, caller: Caller) -> Result<(), Errno> {
+    pub(in crate::fs) fn access(&mut self, node: u64, mask: u32, caller: Caller) -> Result<(), Errno> {
         let attributes = Status::of(self.inodes.get(node)?)?.attributes;
         let wanted = mask & 0o7;
         let granted = match caller.uid {
@@ -92,7 +92,7 @@ impl FileSystem {
     ///
     /// # Errors
     /// `ESTALE` for an unknown number; else what `fstatfs` returned.
-    pub(in crate::fs) fn statfs(&self, node: u64) -> Result<StatfsOut, Errno> {
+    pub(in crate::fs) fn statfs(&mut self, node: u64) -> Result<StatfsOut, Errno> {
         let figures = rustix::fs::fstatvfs(self.inodes.get(node)?)?;
         let small = |figure: u64| u32::try_from(figure).unwrap_or(u32::MAX);
         Ok(StatfsOut {
@@ -108,7 +108,7 @@ impl FileSystem {
         })
     }
 
-    fn set_owner(&self, node: u64, valid: SetattrValid, request: &SetattrIn) -> Result<(), Errno> {
+    fn set_owner(&mut self, node: u64, valid: SetattrValid, request: &SetattrIn) -> Result<(), Errno> {
         // The number that stands for "leave it" can be nobody's.
         let given = |flag, id: u32| match valid.contains(flag) {
             true if id == u32::MAX => Err(Errno::INVAL),
@@ -140,7 +140,7 @@ impl FileSystem {
         rustix::fs::ftruncate(self.open_node(node, OFlags::WRONLY)?, request.size)
     }
 
-    fn set_times(&self, node: u64, valid: SetattrValid, request: &SetattrIn) -> Result<(), Errno> {
+    fn set_times(&mut self, node: u64, valid: SetattrValid, request: &SetattrIn) -> Result<(), Errno> {
         let time = |set, now, seconds: u64, nanoseconds: u32| match (valid.contains(now), valid.contains(set))
         {
             (true, _) => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },

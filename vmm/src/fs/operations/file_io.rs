@@ -33,7 +33,7 @@ impl FileSystem {
     /// `EISDIR` for a directory, `EINVAL` for anything else that is not a regular file; `ENFILE` when the guest has
     /// open as much as it may; else what the host returned.
     pub(in crate::fs) fn open(&mut self, node: u64, request: &OpenIn) -> Result<OpenOut, Errno> {
-        let inode = self.inodes.get(node)?;
+        let inode = self.inodes.peek(node)?;
         match inode.file_type() {
             FileType::RegularFile => {}
             FileType::Directory => return Err(Errno::ISDIR),
@@ -215,7 +215,7 @@ impl FileSystem {
     ) -> Result<(EntryOut, OpenOut), Errno> {
         let inode = self.descriptors.reopen(&descriptor, OFlags::PATH)?;
         let entry = self.entry(parent, name, inode)?;
-        let place = self.inodes.get(entry.node)?.place();
+        let place = self.inodes.peek(entry.node)?.place();
         match self.opened(descriptor, flags, place) {
             Ok(open) => Ok((entry, open)),
             Err(error) => {

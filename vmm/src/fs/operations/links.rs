@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::Caller;
 use crate::fs::file_system::FileSystem;
-use crate::fs::host::{decode_device, name_of, reach};
+use crate::fs::host::{Status, decode_device, name_of, reach};
 use crate::fs::limits::PATH_BYTES;
 use crate::fs::wire::{EntryOut, MkdirIn, MknodIn};
 
@@ -72,10 +72,9 @@ impl FileSystem {
     /// # Errors
     /// What the host returned.
     pub(in crate::fs) fn link(&mut self, node: u64, parent: u64, name: &CStr) -> Result<EntryOut, Errno> {
-        let directory = self.inodes.directory(parent)?;
-        let old = name_of(self.inodes.get(node)?);
+        let (directory, old) = self.inodes.get_pair(parent, node)?;
         // The link of /proc/self/fd leads to the inode itself, and is followed no further.
-        rustix::fs::linkat(self.descriptors.as_fd(), old, directory, name, AtFlags::SYMLINK_FOLLOW)?;
+        rustix::fs::linkat(self.descriptors.as_fd(), name_of(old), directory, name, AtFlags::SYMLINK_FOLLOW)?;
         self.made(parent, name)
     }
 
@@ -83,16 +82,16 @@ impl FileSystem {
     ///
     /// # Errors
     /// What the host returned.
-    pub(in crate::fs) fn unlink(&self, parent: u64, name: &CStr) -> Result<(), Errno> {
-        rustix::fs::unlinkat(self.inodes.directory(parent)?, name, AtFlags::empty())
+    pub(in crate::fs) fn unlink(&mut self, parent: u64, name: &CStr) -> Result<(), Errno> {
+        self.remove(parent, name, AtFlags::empty())
     }
 
     /// Removes an empty directory.
     ///
     /// # Errors
     /// What the host returned.
-    pub(in crate::fs) fn rmdir(&self, parent: u64, name: &CStr) -> Result<(), Errno> {
-        rustix::fs::unlinkat(self.inodes.directory(parent)?, name, AtFlags::REMOVEDIR)
+    pub(in crate::fs) fn rmdir(&mut self, parent: u64, name: &CStr) -> Result<(), Errno> {
+        self.remove(parent, name, AtFlags::REMOVEDIR)
     }
 
     /// Renames, with `RENAME_*` flags.
@@ -115,16 +114,31 @@ impl FileSystem {
             // A whiteout is a new file.
             self.credentials.assume(caller.uid, caller.gid)?;
         }
-        let old = self.inodes.directory(old_parent)?;
-        let new = self.inodes.directory(new_parent)?;
-        rustix::fs::renameat_with(old, old_name, new, new_name, flags)
+        let moved = self.known_at(old_parent, old_name)?;
+        let replaced = self.known_at(new_parent, new_name)?;
+        let (old, new) = self.inodes.directories(old_parent, new_parent)?;
+        rustix::fs::renameat_with(old, old_name, new, new_name, flags)?;
+        if moved.is_some() && moved == replaced {
+            // Two names of one file: nothing happens (rename(2)).
+            return Ok(());
+        }
+        if let Some(replaced) = replaced {
+            self.inodes.lose_name(replaced, new_parent, new_name);
+            if flags.contains(RenameFlags::EXCHANGE) {
+                self.inodes.set_name(replaced, old_parent, old_name);
+            }
+        }
+        if let Some(moved) = moved {
+            self.inodes.set_name(moved, new_parent, new_name);
+        }
+        Ok(())
     }
 
     /// Appends the target of a symbolic link to `out`.
     ///
     /// # Errors
     /// `EINVAL` for anything else; else what the host returned.
-    pub(in crate::fs) fn readlink(&self, node: u64, out: &mut Vec<u8>) -> Result<(), Errno> {
+    pub(in crate::fs) fn readlink(&mut self, node: u64, out: &mut Vec<u8>) -> Result<(), Errno> {
         let inode = self.inodes.get(node)?;
         if inode.file_type() != FileType::Symlink {
             return Err(Errno::INVAL);
@@ -146,6 +160,27 @@ impl FileSystem {
         self.credentials.assume(caller.uid, caller.gid)?;
         self.credentials.mask(umask);
         Ok(())
+    }
+
+    fn remove(&mut self, parent: u64, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
+        let removed = self.known_at(parent, name)?;
+        rustix::fs::unlinkat(self.inodes.directory(parent)?, name, flags)?;
+        if let Some(removed) = removed {
+            self.inodes.lose_name(removed, parent, name);
+        }
+        Ok(())
+    }
+
+    /// The inode that `name` stands for, if the guest knows it; it is held then, since the name is about to change.
+    fn known_at(&mut self, parent: u64, name: &CStr) -> Result<Option<u64>, Errno> {
+        let identity = match Status::of_entry(self.inodes.directory(parent)?, name) {
+            Ok(status) => status.identity,
+            // Whatever is wrong shows in the operation itself.
+            Err(_) => return Ok(None),
+        };
+        let Some(number) = self.inodes.number_of(&identity) else { return Ok(None) };
+        self.inodes.prepare_loss(number, parent, name)?;
+        Ok(Some(number))
     }
 
     fn made(&mut self, parent: u64, name: &CStr) -> Result<EntryOut, Errno> {

@@ -46,8 +46,8 @@ impl FileSystem {
     /// `ENFILE` when the guest holds as many inodes as it may; else what the host returned.
     pub(super) fn entry(&mut self, parent: u64, name: &CStr, descriptor: OwnedFd) -> Result<EntryOut, Errno> {
         let status = Status::of(&descriptor)?;
-        let place = self.cache_policy.child(self.inodes.get(parent)?.place(), name.to_bytes());
-        let node = self.inodes.look_up(&status, place, descriptor)?;
+        let place = self.cache_policy.child(self.inodes.peek(parent)?.place(), name.to_bytes());
+        let node = self.inodes.look_up(&status, place, parent, name, descriptor)?;
         self.describe(parent, node, &status)
     }
 
@@ -64,11 +64,10 @@ impl FileSystem {
     ) -> Result<EntryOut, Errno> {
         let directory = self.inodes.directory(parent)?;
         let expected = Identity { inode: number, ..directory.identity() };
-        if self.inodes.knows(&expected) {
-            // The store's descriptor keeps the number from being used again, so that the same identity is the same
-            // file. The listing is only a hint: a mount may lie over the name.
-            let status = Status::of_entry(directory, name)?;
-            if let Some(node) = self.inodes.look_up_known(&status.identity) {
+        if self.inodes.number_of(&expected).is_some() {
+            // The listing is only a hint: a mount may lie over the name.
+            let status = Status::of_entry(self.inodes.directory(parent)?, name)?;
+            if let Some(node) = self.inodes.look_up_known(&status, parent, name) {
                 return self.describe(parent, node, &status);
             }
         }
@@ -77,10 +76,10 @@ impl FileSystem {
     }
 
     fn describe(&self, parent: u64, node: u64, status: &Status) -> Result<EntryOut, Errno> {
-        let directory = self.inodes.get(parent)?;
+        let directory = self.inodes.peek(parent)?;
         let names = self.cache_policy.names_in(directory.place()).entries;
         // An inode that was found elsewhere before keeps the rules of that place.
-        let attributes = self.cache_policy.inode(self.inodes.get(node)?.place()).attributes;
+        let attributes = self.cache_policy.inode(self.inodes.peek(node)?.place()).attributes;
         let mut entry = EntryOut {
             node,
             generation: 0,

@@ -59,7 +59,7 @@ impl FileSystem {
     ///
     /// # Errors
     /// What the host returned.
-    pub(in crate::fs) fn syncfs(&self, node: u64) -> Result<(), Errno> {
+    pub(in crate::fs) fn syncfs(&mut self, node: u64) -> Result<(), Errno> {
         rustix::fs::syncfs(self.open_node(node, OFlags::RDONLY)?)
     }
 }

@@ -58,7 +58,7 @@ impl FileSystem {
     /// # Errors
     /// `ERANGE` when the value does not fit into `room` bytes; else what `getxattr` returned.
     pub(in crate::fs) fn getxattr(
-        &self,
+        &mut self,
         node: u64,
         name: &CStr,
         room: usize,
@@ -76,7 +76,12 @@ impl FileSystem {
     ///
     /// # Errors
     /// `ERANGE` when the list does not fit into `room` bytes; else what `listxattr` returned.
-    pub(in crate::fs) fn listxattr(&self, node: u64, room: usize, out: &mut Vec<u8>) -> Result<Xattr, Errno> {
+    pub(in crate::fs) fn listxattr(
+        &mut self,
+        node: u64,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Xattr, Errno> {
         let path = name_of(self.inodes.get(node)?);
         if room == 0 {
             let no_room: &mut [u8] = &mut [];

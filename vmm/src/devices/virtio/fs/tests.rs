@@ -55,6 +55,7 @@ impl Driver {
             tag: "share".into(),
             cache_policy: CachePolicy::uniform(Caching::NONE),
             writeback: false,
+            most_inodes: 100,
         })
         .unwrap();
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
@@ -159,10 +160,8 @@ impl Driver {
         let mut body = Vec::new();
         InitIn { major: 7, minor: 38, max_readahead: 4096, flags: 0 }.put(&mut body);
         let length = self.put_request(Opcode::Init, &body);
-        let table = [
-            Descriptor::new(REQUEST, length, NEXT, 1),
-            Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0),
-        ];
+        let table =
+            [Descriptor::new(REQUEST, length, NEXT, 1), Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0)];
         self.describe(REQUESTS, &table);
         self.offer(REQUESTS, 0);
         let (head, written) = self.used(REQUESTS);
@@ -220,10 +219,10 @@ fn a_request_is_answered_on_either_queue() {
         driver.assert_alive();
         driver.assert_alive();
         let length = driver.put_request(Opcode::Getattr, &[0; 16]);
-        driver.describe(0, &[
-            Descriptor::new(REQUEST, length, NEXT, 1),
-            Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0),
-        ]);
+        driver.describe(
+            0,
+            &[Descriptor::new(REQUEST, length, NEXT, 1), Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0)],
+        );
         driver.offer(0, 0);
         let (_, written) = driver.used(0);
         assert_eq!(written, 16 + 104);
@@ -315,10 +314,10 @@ fn a_readable_descriptor_is_never_written() {
     with_driver(|driver| {
         let length = driver.put_request(Opcode::Getattr, &[0; 16]);
         driver.memory.write_slice(&[0xaa; 256], GuestAddress(REPLY)).unwrap();
-        driver.describe(REQUESTS, &[
-            Descriptor::new(REQUEST, length, NEXT, 1),
-            Descriptor::new(REPLY, 256, 0, 0),
-        ]);
+        driver.describe(
+            REQUESTS,
+            &[Descriptor::new(REQUEST, length, NEXT, 1), Descriptor::new(REPLY, 256, 0, 0)],
+        );
         driver.offer(REQUESTS, 0);
         assert_eq!(driver.used(REQUESTS), (0, 0));
         let mut bytes = [0; 256];
@@ -334,10 +333,10 @@ fn a_reply_never_leaves_its_room() {
         for room in [0, 1, 15, 16, 17, 119, 120] {
             let length = driver.put_request(Opcode::Getattr, &[0; 16]);
             driver.memory.write_slice(&[0xaa; 256], GuestAddress(REPLY)).unwrap();
-            driver.describe(REQUESTS, &[
-                Descriptor::new(REQUEST, length, NEXT, 1),
-                Descriptor::new(REPLY, room, WRITE, 0),
-            ]);
+            driver.describe(
+                REQUESTS,
+                &[Descriptor::new(REQUEST, length, NEXT, 1), Descriptor::new(REPLY, room, WRITE, 0)],
+            );
             driver.offer(REQUESTS, 0);
             let (_, written) = driver.used(REQUESTS);
             assert!(written <= room, "{written} bytes in {room}");
@@ -386,10 +385,10 @@ fn an_available_index_that_leaps_stops_the_queue_until_a_reset() {
         driver.leap(REQUESTS, QUEUE_SIZE + 1);
         // The other queue shows that the device has seen it and lives.
         let length = driver.put_request(Opcode::Getattr, &[0; 16]);
-        driver.describe(0, &[
-            Descriptor::new(REQUEST, length, NEXT, 1),
-            Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0),
-        ]);
+        driver.describe(
+            0,
+            &[Descriptor::new(REQUEST, length, NEXT, 1), Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0)],
+        );
         driver.offer(0, 0);
         assert_eq!(driver.used(0).1, 16 + 104);
         let index: u16 = driver.memory.read_obj(GuestAddress(rings(REQUESTS) + USED + 2)).unwrap();
@@ -414,10 +413,10 @@ fn a_used_ring_outside_memory_stops_the_queue_until_a_reset() {
 fn a_reset_ends_the_thread_under_a_flood_of_requests() {
     with_driver(|driver| {
         let length = driver.put_request(Opcode::Getattr, &[0; 16]);
-        driver.describe(REQUESTS, &[
-            Descriptor::new(REQUEST, length, NEXT, 1),
-            Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0),
-        ]);
+        driver.describe(
+            REQUESTS,
+            &[Descriptor::new(REQUEST, length, NEXT, 1), Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0)],
+        );
         for _ in 0..1000 {
             driver.offer(REQUESTS, 0);
         }
