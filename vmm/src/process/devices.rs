@@ -16,6 +16,8 @@ use crate::fs::{CachePolicy, CacheRule, Caching, FsConfig, FsError};
 
 /// The tag by which the guest mounts the shared directory.
 const SHARE_TAG: &str = "share";
+/// The most inodes that the guest may know: what a kernel with 1 GiB of memory can keep, and 250 MiB here at worst.
+const MOST_INODES: usize = 1 << 20;
 /// The lowest address that is not reserved (virtio 1.2, 5.10.4).
 const FIRST_CID: u32 = 3;
 
@@ -77,6 +79,7 @@ fn fs(root: OwnedFd) -> Result<Fs, DeviceError> {
         cache_policy: cache_policy(),
         // The host may write to what it shares under `live`, and the driver has one mode for all files.
         writeback: false,
+        most_inodes: MOST_INODES,
     };
     Ok(Fs::new(config)?)
 }
