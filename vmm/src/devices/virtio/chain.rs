@@ -167,13 +167,30 @@ impl<'m> GuestSlices<'m> {
     /// The pieces as the kernel's vector I/O takes them: at most [`MAX_DESCRIPTORS`] plus one for every memory
     /// region's end that a piece crosses. The pointers are valid as long as `'m`.
     pub fn iovecs(&self) -> Vec<libc::iovec> {
-        self.slices
-            .iter()
-            .map(|slice| libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
-            })
-            .collect()
+        let mut iovecs = Vec::with_capacity(self.slices.len());
+        self.append_iovecs(&mut iovecs);
+        iovecs
+    }
+
+    /// Appends what [`iovecs`](Self::iovecs) returns to a list that is used again and again.
+    pub fn append_iovecs(&self, iovecs: &mut Vec<libc::iovec>) {
+        iovecs.extend(self.slices.iter().map(|slice| libc::iovec {
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: slice.len(),
+        }));
+    }
+
+    /// The same pieces without a borrow of the memory, for buffers that are kept.
+    ///
+    /// # Safety
+    /// The result must not be used, nor copied from, after the last clone of the guest memory that the pieces lie
+    /// in has been dropped.
+    pub unsafe fn detach(self) -> GuestSlices<'static> {
+        let detach = |slice: VolatileSlice<'m>| {
+            // SAFETY: only the lifetime changes, and the caller keeps the memory for as long as it uses the result.
+            unsafe { std::mem::transmute::<VolatileSlice<'m>, VolatileSlice<'static>>(slice) }
+        };
+        GuestSlices { slices: self.slices.into_iter().map(detach).collect(), length: self.length }
     }
 }
 

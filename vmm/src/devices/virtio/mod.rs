@@ -6,6 +6,8 @@ pub mod device;
 pub mod fs;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
+mod poller;
 pub mod queue;
 pub mod ring;
 pub mod rng;

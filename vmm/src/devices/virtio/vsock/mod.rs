@@ -20,7 +20,6 @@ mod handshake;
 mod host_stream;
 mod multiplexer;
 mod packet;
-mod poller;
 mod stream;
 mod table;
 #[cfg(test)]

@@ -19,10 +19,10 @@ use super::deadlines::Deadlines;
 use super::handshake::{Handshake, Progress};
 use super::host_stream::HostStream;
 use super::packet::{HEADER_SIZE, HOST_CID, Header, Operation, TYPE_STREAM};
-use super::poller::Poller;
 use super::stream::{Stream, WATCH_READABLE};
 use super::table::PortTable;
 use crate::devices::virtio::chain::GuestSlices;
+use crate::devices::virtio::poller::Poller;
 
 /// The most connections at a time, of either side's making.
 pub(super) const MAX_CONNECTIONS: usize = 1023;

@@ -11,8 +11,8 @@ use virtio_queue::QueueOwnedT;
 use super::connector::Connector;
 use super::multiplexer::{FIRST_ID, Multiplexer};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, Operation, TYPE_STREAM};
-use super::poller::Poller;
 use crate::devices::virtio::chain::{Chain, GuestSlices};
+use crate::devices::virtio::poller::Poller;
 use crate::devices::virtio::test_driver::{self, DriverQueue, SEAM, WRITE};
 use crate::memory::GuestMemory;
 

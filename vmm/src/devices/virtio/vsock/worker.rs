@@ -12,9 +12,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::connector::Connector;
 use super::multiplexer::{FIRST_ID, Multiplexer};
 use super::packet::{HEADER_SIZE, Header, SMALLEST_BUFFER};
-use super::poller::Poller;
 use crate::devices::virtio::Interrupt;
 use crate::devices::virtio::chain::Chain;
+use crate::devices::virtio::poller::Poller;
 use crate::devices::virtio::ring::{Ring, RingError};
 use crate::memory::GuestMemory;
 
