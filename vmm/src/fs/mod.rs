@@ -31,3 +31,6 @@ pub use cache_policy::{CachePolicy, CacheRule, Caching};
 pub use file_system::{FsConfig, FsError};
 pub use limits::DescriptorBudget;
 pub use server::{Served, Server};
+
+#[cfg(test)]
+mod tests;

@@ -66,8 +66,7 @@ impl FileSystem {
     ) -> Result<Xattr, Errno> {
         let path = name_of(self.inodes.get(node)?);
         if room == 0 {
-            let no_room: &mut [u8] = &mut [];
-            return rustix::fs::getxattr(path, name, no_room).map(Xattr::Length);
+            return rustix::fs::getxattr_query(path, name).map(Xattr::Length);
         }
         append(out, room, |value| rustix::fs::getxattr(path, name, value))
     }
@@ -84,8 +83,7 @@ impl FileSystem {
     ) -> Result<Xattr, Errno> {
         let path = name_of(self.inodes.get(node)?);
         if room == 0 {
-            let no_room: &mut [u8] = &mut [];
-            return rustix::fs::listxattr(path, no_room).map(Xattr::Length);
+            return rustix::fs::listxattr_query(path).map(Xattr::Length);
         }
         append(out, room, |list| rustix::fs::listxattr(path, list))
     }
