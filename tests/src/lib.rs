@@ -1,8 +1,10 @@
-//! End-to-end tests, benchmarks, and how their results are shown.
+//! What proves Saya: the lab (a machine in which microVMs run where the host's processor cannot run them itself), the
+//! end-to-end tests and benchmarks that run in it, and how their results are shown.
 
 pub mod bench;
 pub mod ctr;
 pub mod demo;
 pub mod e2e;
+pub mod lab;
 pub mod leaks;
 pub mod report;

@@ -1,0 +1,176 @@
+//! A containerd of the lab's own: its configuration, its start, and the images it is given.
+
+use std::fs::{self, File};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::debian::output_of;
+
+const TEMPLATE: &str = include_str!("containerd.toml");
+/// containerd says by itself when it is ready; on an emulated machine that shares a busy host it takes its time.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// Namespaces into which the images are imported: that of `ctr`, and that of the CRI plugin.
+const NAMESPACES: [&str; 2] = ["default", "k8s.io"];
+
+/// Where a containerd keeps what.
+pub struct Places {
+    /// Images and snapshots; a real file system, not an overlay.
+    pub root: PathBuf,
+    /// State of running containers.
+    pub state: PathBuf,
+    /// The gRPC socket.
+    pub socket: PathBuf,
+    /// The configuration file, which is written.
+    pub configuration: PathBuf,
+    /// Log of containerd and of the shims.
+    pub log: PathBuf,
+    /// CNI plugins.
+    pub cni_plugins: PathBuf,
+    /// CNI configuration.
+    pub cni_configuration: PathBuf,
+}
+
+/// A containerd that answers.
+pub struct Containerd {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Containerd {
+    /// Starts containerd and waits until it says that it is ready.
+    ///
+    /// # Errors
+    ///
+    /// containerd is not installed, ended, or was not ready in time; the message has the end of its log.
+    pub fn start(places: &Places, path: Option<&str>) -> Result<Self> {
+        for directory in [places.root.as_path(), places.state.as_path()].into_iter().chain(places.configuration.parent()) {
+            fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+        }
+        fs::write(&places.configuration, configuration(places))?;
+        let log = File::create(&places.log).with_context(|| format!("making {}", places.log.display()))?;
+        let (notices, address) = notice_socket()?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(&places.configuration).env("NOTIFY_SOCKET", address);
+        if let Some(path) = path {
+            command.env("PATH", path);
+        }
+        let process = command.stdout(log.try_clone()?).stderr(log).spawn();
+        let process = process.context("starting containerd: is the package containerd installed?")?;
+        let containerd = Self { process, socket: places.socket.clone() };
+        match wait_for_ready(&notices) {
+            Ok(()) => Ok(containerd),
+            Err(error) => {
+                let log = fs::read_to_string(&places.log).unwrap_or_default();
+                let end = log.lines().rev().take(10).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>();
+                containerd.stop()?;
+                bail!("containerd is not ready: {error}; the end of its log:\n{}", end.join("\n"))
+            }
+        }
+    }
+
+    /// Imports image archives, unpacked, for `ctr` and for the CRI plugin.
+    ///
+    /// # Errors
+    ///
+    /// `ctr` refuses an archive.
+    pub fn import(&self, images: &[PathBuf]) -> Result<()> {
+        for namespace in NAMESPACES {
+            for image in images {
+                let mut command = Command::new("ctr");
+                command.arg("--address").arg(&self.socket).args(["--namespace", namespace, "images", "import"]);
+                output_of(command.arg(image)).with_context(|| format!("importing {}", image.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends containerd.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be waited for.
+    pub fn stop(mut self) -> Result<()> {
+        // It may have ended by itself; the wait says so.
+        let _ = kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM);
+        self.process.wait()?;
+        Ok(())
+    }
+}
+
+fn configuration(places: &Places) -> String {
+    let values = [
+        ("@ROOT@", &places.root),
+        ("@STATE@", &places.state),
+        ("@SOCKET@", &places.socket),
+        ("@CNI_BIN@", &places.cni_plugins),
+        ("@CNI_CONF@", &places.cni_configuration),
+    ];
+    values.iter().fold(TEMPLATE.to_owned(), |text, (key, path)| text.replace(key, &path.display().to_string()))
+}
+
+/// A datagram socket for sd_notify(3), with an abstract name that nothing has to remove.
+fn notice_socket() -> Result<(UnixDatagram, String)> {
+    let name = format!("saya-lab-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name)?;
+    let socket = UnixDatagram::bind_addr(&address).context("binding the socket for containerd's notice")?;
+    socket.set_read_timeout(Some(START_LIMIT))?;
+    Ok((socket, format!("@{name}")))
+}
+
+fn wait_for_ready(notices: &UnixDatagram) -> Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let count = notices.recv(&mut buffer).with_context(|| format!("no word from it for {START_LIMIT:?}"))?;
+        let text = String::from_utf8_lossy(buffer.get(..count).unwrap_or_default()).into_owned();
+        if text.lines().any(|line| line == "READY=1") {
+            return Ok(());
+        }
+    }
+}
+
+/// The places of a containerd that has the machine for itself, as in the lab's virtual machine.
+#[must_use]
+pub fn usual_places() -> Places {
+    Places {
+        root: "/var/lib/containerd".into(),
+        state: "/run/containerd".into(),
+        socket: "/run/containerd/containerd.sock".into(),
+        configuration: "/etc/containerd/config.toml".into(),
+        log: "/run/saya-lab/containerd.log".into(),
+        cni_plugins: "/opt/cni/bin".into(),
+        cni_configuration: "/etc/cni/net.d".into(),
+    }
+}
+
+/// The places of a containerd below a directory of its own, as on a host that runs microVMs by itself.
+#[must_use]
+pub fn places_below(directory: &Path) -> Places {
+    Places {
+        root: directory.join("root"),
+        state: directory.join("state"),
+        socket: directory.join("containerd.sock"),
+        configuration: directory.join("containerd.toml"),
+        log: directory.join("containerd.log"),
+        cni_plugins: "/usr/lib/cni".into(),
+        cni_configuration: directory.join("net.d"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_has_no_gap_left() {
+        let text = configuration(&usual_places());
+        assert!(!text.contains("= \"@"), "{text}");
+        assert!(text.contains("root = \"/var/lib/containerd\""));
+    }
+}

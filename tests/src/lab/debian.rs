@@ -1,0 +1,116 @@
+//! Packages of the host's Debian release, downloaded and unpacked without being installed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Runs a command and gives what it wrote to its standard output.
+///
+/// # Errors
+///
+/// The command cannot be run or fails; the message has what it wrote to its standard error.
+pub fn output_of(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("running {name}: is it installed?"))?;
+    if !output.status.success() {
+        bail!("{name}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The name and version of the release, such as `debian-12`, which is an input of all that is made of its packages.
+#[must_use]
+pub fn release() -> String {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let value = |key: &str| {
+        text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("unknown").trim_matches('"').to_owned()
+    };
+    format!("{}-{}", value("ID="), value("VERSION_ID="))
+}
+
+/// The packages on which `packages` depend directly. Of alternatives the first is named.
+///
+/// # Errors
+///
+/// `apt-cache` does not know one of the packages.
+pub fn dependencies(packages: &[String]) -> Result<Vec<String>> {
+    let text = output_of(Command::new("apt-cache").args(["depends", "--important"]).args(packages))?;
+    Ok(first_alternatives(&text))
+}
+
+/// Reads the answer of `apt-cache depends`: `|Depends: a` followed by `Depends: b` means a or b.
+fn first_alternatives(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut within_alternatives = false;
+    for line in text.lines().map(str::trim) {
+        let (more_follow, line) = line.strip_prefix('|').map_or((false, line), |rest| (true, rest));
+        let name = line.strip_prefix("Depends: ").or_else(|| line.strip_prefix("PreDepends: "));
+        if let Some(name) = name {
+            if !within_alternatives && !name.starts_with('<') {
+                names.push(name.to_owned());
+            }
+            within_alternatives = more_follow;
+        }
+    }
+    names
+}
+
+/// `packages` and all they depend on, as far as `wanted` says yes to a name.
+///
+/// # Errors
+///
+/// `apt-cache` does not know one of the packages.
+pub fn closure(packages: &[&str], wanted: impl Fn(&str) -> bool) -> Result<BTreeSet<String>> {
+    let mut all: BTreeSet<String> = packages.iter().map(|name| (*name).to_owned()).collect();
+    let mut fresh: Vec<String> = all.iter().cloned().collect();
+    while !fresh.is_empty() {
+        fresh = dependencies(&fresh)?
+            .into_iter()
+            .filter(|name| wanted(name))
+            .filter(|name| all.insert(name.clone()))
+            .collect();
+    }
+    Ok(all)
+}
+
+/// Downloads `packages` into `directory` and gives the paths of the archives.
+///
+/// # Errors
+///
+/// apt does not know a package, or cannot fetch it.
+pub fn download(packages: &[String], directory: &Path) -> Result<Vec<PathBuf>> {
+    output_of(Command::new("apt-get").args(["-q", "download"]).args(packages).current_dir(directory))
+        .with_context(|| format!("downloading {}: run `apt-get update` first", packages.join(" ")))?;
+    let mut archives = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            archives.push(path);
+        }
+    }
+    archives.sort();
+    Ok(archives)
+}
+
+/// Unpacks a package's archive below `root`.
+///
+/// # Errors
+///
+/// The archive is damaged or `root` cannot be written.
+pub fn unpack(archive: &Path, root: &Path) -> Result<()> {
+    output_of(Command::new("dpkg-deb").arg("--extract").arg(archive).arg(root)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_alternatives_the_first_is_taken() {
+        let text = "redis-tools\n  Depends: libc6\n |Depends: libsystemd0\n  Depends: libelogind0\n  Depends: <virtual>\n  Suggests: ruby\n";
+        assert_eq!(first_alternatives(text), ["libc6", "libsystemd0"]);
+    }
+}

@@ -1,0 +1,19 @@
+//! Container images made on this machine, without a registry.
+
+mod busybox;
+mod layout;
+mod pause;
+mod redis;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+/// The archives (OCI image layouts in tar) of all images that the tests use, made if they are not in the cache.
+///
+/// # Errors
+///
+/// An image cannot be made; the message says which and why.
+pub fn all() -> Result<Vec<PathBuf>> {
+    Ok(vec![busybox::archive()?, redis::archive()?, pause::archive()?])
+}
