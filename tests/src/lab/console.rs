@@ -7,11 +7,11 @@ const KEPT: usize = 16 << 10;
 
 /// The last 16 KiB of a stream.
 #[derive(Default)]
-pub struct Tail(Mutex<VecDeque<u8>>);
+pub(super) struct Tail(Mutex<VecDeque<u8>>);
 
 impl Tail {
     /// Adds bytes, and forgets the oldest ones beyond 16 KiB.
-    pub fn push(&self, bytes: &[u8]) {
+    pub(super) fn push(&self, bytes: &[u8]) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(bytes);
         let excess = kept.len().saturating_sub(KEPT);
@@ -19,7 +19,7 @@ impl Tail {
     }
 
     /// The last `lines` lines.
-    pub fn last_lines(&self, lines: usize) -> String {
+    pub(super) fn last_lines(&self, lines: usize) -> String {
         let bytes: Vec<u8> = self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let all: Vec<&str> = text.lines().map(str::trim_end).collect();

@@ -4,34 +4,28 @@
 const MAGIC: &str = "070701";
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
-const SYMLINK: u32 = 0o120_000;
 
 /// An archive that grows in memory.
 #[derive(Default)]
-pub struct Archive {
+pub(super) struct Archive {
     bytes: Vec<u8>,
     inode: u32,
 }
 
 impl Archive {
     /// Adds a directory; its parents have to be added before it.
-    pub fn directory(&mut self, path: &str) {
+    pub(super) fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY | 0o755, &[]);
     }
 
     /// Adds a file with the permission bits `mode`.
-    pub fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
+    pub(super) fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
         self.entry(path, REGULAR | mode, content);
-    }
-
-    /// Adds a symbolic link.
-    pub fn symlink(&mut self, path: &str, target: &str) {
-        self.entry(path, SYMLINK | 0o777, target.as_bytes());
     }
 
     /// Ends the archive and gives its bytes.
     #[must_use]
-    pub fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(mut self) -> Vec<u8> {
         self.inode = 0;
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes
@@ -81,7 +75,7 @@ mod tests {
         let mut archive = Archive::default();
         archive.directory("/bin");
         archive.file("/bin/a", 0o755, b"12345");
-        archive.symlink("/init", "bin/a");
+        archive.file("/init", 0o755, b"");
         let bytes = archive.finish();
         let starts: Vec<usize> = (0..bytes.len() - 6).filter(|&at| &bytes[at..at + 6] == MAGIC.as_bytes()).collect();
         assert_eq!(starts.len(), 4);

@@ -32,5 +32,6 @@ mount -t cgroup2 -o nsdelegate cgroup2 /root-of-lab/sys/fs/cgroup
 # The server is a file of the host that a build may replace while the lab runs: take a copy.
 server=$(sed -n 's/.*saya_lab_server=\([^ ]*\).*/\1/p' /proc/cmdline)
 mkdir /root-of-lab/run/saya-lab
+echo "lab: the root is made after $(cut -d' ' -f1 /proc/uptime) s"
 cp "/host$server" /root-of-lab/run/saya-lab/server || fail "cannot copy $server"
 exec switch_root /root-of-lab /run/saya-lab/server lab-init

@@ -21,7 +21,7 @@ const MODULES: [&str; 7] =
 /// # Errors
 ///
 /// busybox is not installed (Debian's package `busybox-static`), or the cache cannot be written.
-pub fn build(kernel: &Kernel) -> Result<PathBuf> {
+pub(super) fn build(kernel: &Kernel) -> Result<PathBuf> {
     let key = Key::default()
         .with(INIT)
         .with(MODULES.join(" "))

@@ -19,13 +19,13 @@ const UNUSED: [&str; 9] = [
 ];
 
 /// A kernel and its modules.
-pub struct Kernel {
+pub(super) struct Kernel {
     /// The compressed kernel, as QEMU boots it.
-    pub image: PathBuf,
+    pub(super) image: PathBuf,
     /// What `uname -r` says in the lab.
-    pub version: String,
+    pub(super) version: String,
     /// The directory that holds `<version>/modules.dep`, to be seen at /lib/modules in the lab.
-    pub modules: PathBuf,
+    pub(super) modules: PathBuf,
 }
 
 impl Kernel {
@@ -34,7 +34,7 @@ impl Kernel {
     /// # Errors
     ///
     /// The package cannot be downloaded or unpacked, or `depmod` fails.
-    pub fn fetch() -> Result<Self> {
+    pub(super) fn fetch() -> Result<Self> {
         let key = Key::default().with("2").with(debian::release()).with(PACKAGE).finish();
         let directory = cache::entry("kernel", &key, download)?;
         let modules = directory.join("modules");
@@ -47,7 +47,7 @@ impl Kernel {
     /// # Errors
     ///
     /// `modules.dep` does not know a module.
-    pub fn load_order(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
+    pub(super) fn load_order(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
         let directory = self.modules.join(&self.version);
         let index = directory.join("modules.dep");
         let text = fs::read_to_string(&index).with_context(|| format!("reading {}", index.display()))?;

@@ -13,39 +13,39 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 /// How the machine is made.
-pub struct Description<'a> {
+pub(super) struct Description<'a> {
     /// The lab's kernel.
-    pub kernel: &'a Path,
+    pub(super) kernel: &'a Path,
     /// Its initramfs.
-    pub initramfs: &'a Path,
+    pub(super) initramfs: &'a Path,
     /// The program that the initramfs starts as the lab's server: a file of the host.
-    pub server: &'a Path,
+    pub(super) server: &'a Path,
     /// The directory of the host that the lab may write to.
-    pub results: &'a Path,
+    pub(super) results: &'a Path,
     /// The disk that holds containerd's state.
-    pub disk: Option<Disk<'a>>,
+    pub(super) disk: Option<Disk<'a>>,
     /// Memory in MiB.
-    pub memory_mib: u32,
+    pub(super) memory_mib: u32,
     /// Count instructions instead of reading the host's clock.
-    pub instruction_clock: bool,
+    pub(super) instruction_clock: bool,
 }
 
 /// A raw disk image.
-pub struct Disk<'a> {
+pub(super) struct Disk<'a> {
     /// The image.
-    pub image: &'a Path,
+    pub(super) image: &'a Path,
     /// Whether what the lab writes is kept in the image, or forgotten when the lab ends.
-    pub keep_writes: bool,
+    pub(super) keep_writes: bool,
 }
 
 /// The running machine and the host's ends of its ports.
-pub struct Machine {
+pub(super) struct Machine {
     /// The QEMU process; its standard output is the lab's console.
-    pub process: Child,
+    pub(super) process: Child,
     /// Frames of [`super::protocol`].
-    pub control: UnixStream,
+    pub(super) control: UnixStream,
     /// Frames of standard input.
-    pub input: UnixStream,
+    pub(super) input: UnixStream,
 }
 
 impl Description<'_> {
@@ -54,7 +54,7 @@ impl Description<'_> {
     /// # Errors
     ///
     /// `qemu-system-x86_64` is not installed or cannot be started.
-    pub fn start(&self) -> Result<Machine> {
+    pub(super) fn start(&self) -> Result<Machine> {
         let (control, control_in_qemu) = UnixStream::pair()?;
         let (input, input_in_qemu) = UnixStream::pair()?;
         let mut command = Command::new("qemu-system-x86_64");
@@ -71,11 +71,12 @@ impl Description<'_> {
         if self.instruction_clock {
             command.args(["-icount", "shift=1,sleep=off", "-rtc", "clock=vm"]);
         }
-        share(&mut command, "host", Path::new("/"), true);
-        share(&mut command, "results", self.results, false);
+        // The first virtio device of the machine, by which its ports are /dev/vport0p1 and /dev/vport0p2.
         command.args(["-device", "virtio-serial-pci"]);
         port(&mut command, 1, "control", &control_in_qemu);
         port(&mut command, 2, "input", &input_in_qemu);
+        share(&mut command, "host", Path::new("/"), true);
+        share(&mut command, "results", self.results, false);
         if let Some(disk) = &self.disk {
             let image = disk.image.display().to_string().replace(',', ",,");
             let snapshot = if disk.keep_writes { "off" } else { "on" };
@@ -157,6 +158,6 @@ fn tsc_khz() -> u64 {
 /// # Errors
 ///
 /// /proc is not mounted.
-pub fn this_program() -> Result<PathBuf> {
+pub(super) fn this_program() -> Result<PathBuf> {
     std::env::current_exe().context("finding the path of the running program")
 }

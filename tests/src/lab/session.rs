@@ -24,15 +24,15 @@ const PING: Duration = Duration::from_secs(5);
 const CONSOLE_LINES: usize = 40;
 
 /// What the caller wants of a session.
-pub struct Wishes {
+pub(super) struct Wishes {
     /// A lab that answers nothing for this long is taken for frozen.
-    pub stall_limit: Duration,
+    pub(super) stall_limit: Duration,
     /// Show the lab's console as it is written.
-    pub show_console: bool,
+    pub(super) show_console: bool,
     /// Pass on this process's standard input.
-    pub input: bool,
+    pub(super) input: bool,
     /// Say on standard error how long the lab took to be ready.
-    pub announce: bool,
+    pub(super) announce: bool,
 }
 
 /// What can happen to a session.
@@ -73,7 +73,7 @@ fn handled_signals() -> SigSet {
 /// # Errors
 ///
 /// The lab failed: it could not be set up, its machine ended, or it froze. The message has the tail of its console.
-pub fn run(mut machine: Machine, job: Job, wishes: &Wishes) -> Result<i32> {
+pub(super) fn run(mut machine: Machine, job: Job, wishes: &Wishes) -> Result<i32> {
     let console = Arc::new(Tail::default());
     let (events, receiver) = sync_channel(16);
     watch_console(&mut machine.process, &console, &events, wishes.show_console);

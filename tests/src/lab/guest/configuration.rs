@@ -16,6 +16,9 @@ use super::super::protocol::{Install, Job};
 const MODULES: [&str; 10] = [
     "kvm_amd", "tun", "veth", "bridge", "br_netfilter", "loop", "xt_conntrack", "xt_MASQUERADE", "xt_comment", "iptable_nat",
 ];
+/// The shim, if it was built, and the name under which it is the command line program.
+const SHIM: &str = "/usr/local/bin/containerd-shim-kata-v2";
+const CLI: &str = "/usr/local/bin/saya";
 /// The CNI plugins' place in Debian, and the place in which containerd looks for them by default.
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 const CNI_DIRECTORY: &str = "/opt/cni/bin";
@@ -35,6 +38,7 @@ pub(super) fn prepare_system(job: &Job) -> Result<()> {
     for install in &job.installs {
         copy(install)?;
     }
+    configure_saya()?;
     configure_cni()
 }
 
@@ -82,6 +86,16 @@ fn copy(install: &Install) -> Result<()> {
     // The place may hold a link of the host's: replace it instead of writing through it.
     let _ = fs::remove_file(to);
     fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+/// Debian 12's QEMU emulates SVM without the intercept of XSETBV, so a microVM in it may not use XSAVE.
+fn configure_saya() -> Result<()> {
+    write("/etc/saya/config.toml", "kernel_parameters = [\"noxsave\"]\n")?;
+    if Path::new(SHIM).exists() {
+        let _ = fs::remove_file(CLI);
+        symlink(SHIM, CLI).context("linking the command line program to the shim")?;
+    }
     Ok(())
 }
 

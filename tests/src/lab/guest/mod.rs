@@ -11,9 +11,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::errno::Errno;
-use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::wait;
 use nix::unistd::Pid;
+use rustix::system::{RebootCommand, reboot};
 
 /// The argument with which this program is started as the lab's first process.
 pub const INIT: &str = "lab-init";
@@ -30,7 +30,7 @@ pub fn init() {
         Err(error) => eprintln!("lab: cannot start the server: {error}"),
     }
     nix::unistd::sync();
-    if let Err(error) = reboot(RebootMode::RB_POWER_OFF) {
+    if let Err(error) = reboot(RebootCommand::PowerOff) {
         eprintln!("lab: cannot power off: {error}");
     }
 }

@@ -14,6 +14,6 @@ use anyhow::Result;
 /// # Errors
 ///
 /// An image cannot be made; the message says which and why.
-pub fn all() -> Result<Vec<PathBuf>> {
+pub(super) fn all() -> Result<Vec<PathBuf>> {
     Ok(vec![busybox::archive()?, redis::archive()?, pause::archive()?])
 }

@@ -1,0 +1,130 @@
+//! What is built and goes into the lab: the shim, the guest kernel, and the initramfs with the agent.
+//!
+//! All of it is put in `saya/` below Cargo's target directory, from where the lab takes it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use saya_guest_kernel::{cache_directory, initramfs, kernel};
+use saya_tests::lab::protocol::Install;
+
+/// The guest's target: static programs.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
+const SHIM: &str = "containerd-shim-kata-v2";
+const AGENT: &str = "saya-agent";
+const KERNEL: &str = "vmlinux";
+const INITRAMFS: &str = "initramfs.cpio";
+
+/// Which parts to build, and how.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Options {
+    /// Build the shim and the agent without optimisation, which is quicker.
+    #[arg(long)]
+    dev: bool,
+    /// Only these parts: shim, agent, kernel.
+    #[arg(value_parser = ["shim", "agent", "kernel"])]
+    parts: Vec<String>,
+}
+
+impl Options {
+    fn wants(&self, part: &str) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|wanted| wanted == part)
+    }
+}
+
+/// Builds the wanted parts into [`directory`].
+pub(crate) fn build(options: &Options) -> Result<()> {
+    let directory = directory()?;
+    fs::create_dir_all(&directory)?;
+    if options.wants("kernel") {
+        build_kernel(&directory)?;
+    }
+    if options.wants("agent") {
+        let program = cargo_build(AGENT, AGENT, options.dev, Some(GUEST_TARGET))?;
+        let size = initramfs::build(&program, &directory.join(INITRAMFS))?;
+        println!("initramfs: {} KiB", size >> 10);
+    }
+    if options.wants("shim") {
+        let program = cargo_build("saya-shim", SHIM, options.dev, None)?;
+        place(&program, &directory.join(SHIM))?;
+    }
+    Ok(())
+}
+
+fn build_kernel(directory: &Path) -> Result<()> {
+    let cache = cache_directory().context("neither SAYA_CACHE nor HOME is set: set one of them")?;
+    let built = kernel::build(&cache, &mut |line| println!("{line}"))?;
+    println!("guest kernel {}: {} KiB, {} options", built.key, built.size_bytes >> 10, built.options);
+    place(&built.vmlinux, &directory.join(KERNEL))
+}
+
+/// Builds one program and gives its path.
+fn cargo_build(package: &str, program: &str, dev: bool, target: Option<&str>) -> Result<PathBuf> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--package", package, "--bin", program]).current_dir(crate::checkout());
+    let mut path = target_directory()?;
+    if let Some(target) = target {
+        cargo.args(["--target", target]);
+        path.push(target);
+    }
+    if !dev {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().context("running cargo")?;
+    if !status.success() {
+        bail!("building {program} failed ({status})");
+    }
+    Ok(path.join(if dev { "debug" } else { "release" }).join(program))
+}
+
+/// Copies a file such that its place has the old one or the whole new one.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let partial = to.with_extension("partial");
+    fs::copy(from, &partial).with_context(|| format!("copying {} to {}", from.display(), partial.display()))?;
+    fs::rename(&partial, to).with_context(|| format!("renaming {} to {}", partial.display(), to.display()))
+}
+
+/// Cargo's target directory: this program lies in `<target>/debug/`.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let directory = program.parent().and_then(Path::parent);
+    Ok(directory.with_context(|| format!("{} lies in no target directory", program.display()))?.to_owned())
+}
+
+/// Where the built parts are.
+pub(crate) fn directory() -> Result<PathBuf> {
+    Ok(target_directory()?.join("saya"))
+}
+
+/// The parts that are built, and their places on a machine that has Saya installed. Says on standard error how old they
+/// are: nothing is built for the lab by itself.
+pub(crate) fn installs() -> Result<Vec<Install>> {
+    let directory = directory()?;
+    let mut installs = Vec::new();
+    let mut ages = Vec::new();
+    for (name, place) in [(SHIM, "/usr/local/bin"), (KERNEL, "/usr/local/share/saya"), (INITRAMFS, "/usr/local/share/saya")] {
+        let from = directory.join(name);
+        ages.push(match fs::metadata(&from).and_then(|metadata| metadata.modified()) {
+            Ok(built) => {
+                installs.push(Install { from, to: Path::new(place).join(name) });
+                format!("{name} ({})", age(built))
+            }
+            Err(_) => format!("{name} (not built)"),
+        });
+    }
+    eprintln!("lab: {}", ages.join(", "));
+    Ok(installs)
+}
+
+fn age(built: SystemTime) -> String {
+    match built.elapsed().map(|elapsed| elapsed.as_secs()) {
+        Ok(seconds @ 0..120) => format!("{seconds} s old"),
+        Ok(seconds @ 120..7200) => format!("{} min old", seconds / 60),
+        Ok(seconds) => format!("{} h old", seconds / 3600),
+        Err(_) => "new".to_owned(),
+    }
+}

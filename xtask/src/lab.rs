@@ -1,0 +1,55 @@
+//! `cargo xtask lab`: a command, or a shell, where microVMs run.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use saya_tests::lab::{self, Request};
+
+use crate::artifacts;
+
+/// How the lab is made and what runs in it.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Let the virtual machine's clock count executed instructions, so that times repeat exactly.
+    #[arg(long)]
+    icount: bool,
+    /// Memory of the virtual machine in MiB.
+    #[arg(long, default_value_t = 4096, value_name = "MIB")]
+    memory: u32,
+    /// Take a virtual machine that answers nothing for this many seconds for frozen.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    stall_limit: u64,
+    /// Show the virtual machine's console on standard error.
+    #[arg(long)]
+    console: bool,
+    /// Start without containerd, which saves a few seconds.
+    #[arg(long)]
+    no_containerd: bool,
+    /// Only make what every lab needs: its kernel, its images.
+    #[arg(long, conflicts_with = "command")]
+    prepare: bool,
+    /// The command and its arguments; a shell if there is none.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+/// Runs the command, and ends as it ends.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let checkout = crate::checkout();
+    if options.prepare {
+        return lab::prepare(&checkout).map(|()| ExitCode::SUCCESS);
+    }
+    let request = Request {
+        installs: artifacts::installs()?,
+        without_containerd: options.no_containerd,
+        memory_mib: options.memory,
+        instruction_clock: options.icount,
+        stall_limit: Duration::from_secs(options.stall_limit),
+        show_console: options.console,
+        ..Request::new(&checkout, options.command.clone())
+    };
+    let status = lab::run(&request)?;
+    Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
+}
