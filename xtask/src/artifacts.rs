@@ -64,8 +64,8 @@ fn build_kernel(directory: &Path) -> Result<()> {
 
 /// Builds one program and gives its path.
 fn cargo_build(package: &str, program: &str, dev: bool, target: Option<&str>) -> Result<PathBuf> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--package", package, "--bin", program]).current_dir(crate::checkout());
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--package", package, "--bin", program]);
     let mut path = target_directory()?;
     if let Some(target) = target {
         cargo.args(["--target", target]);
@@ -81,10 +81,28 @@ fn cargo_build(package: &str, program: &str, dev: bool, target: Option<&str>) ->
     Ok(path.join(if dev { "debug" } else { "release" }).join(program))
 }
 
+/// Builds the programs that run in the lab: tests, benchmarks, demonstration.
+pub(crate) fn build_tests() -> Result<()> {
+    let status = cargo().args(["build", "--quiet", "--package", "saya-tests", "--bins"]).status();
+    let status = status.context("running cargo")?;
+    if !status.success() {
+        bail!("building the programs of the tests failed ({status})");
+    }
+    Ok(())
+}
+
+/// The cargo that runs this program, in the checkout.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(crate::checkout());
+    cargo
+}
+
 /// Copies a file such that its place has the old one or the whole new one.
 fn place(from: &Path, to: &Path) -> Result<()> {
     let partial = to.with_extension("partial");
-    fs::copy(from, &partial).with_context(|| format!("copying {} to {}", from.display(), partial.display()))?;
+    fs::copy(from, &partial)
+        .with_context(|| format!("copying {} to {}", from.display(), partial.display()))?;
     fs::rename(&partial, to).with_context(|| format!("renaming {} to {}", partial.display(), to.display()))
 }
 
@@ -106,7 +124,9 @@ pub(crate) fn installs() -> Result<Vec<Install>> {
     let directory = directory()?;
     let mut installs = Vec::new();
     let mut ages = Vec::new();
-    for (name, place) in [(SHIM, "/usr/local/bin"), (KERNEL, "/usr/local/share/saya"), (INITRAMFS, "/usr/local/share/saya")] {
+    for (name, place) in
+        [(SHIM, "/usr/local/bin"), (KERNEL, "/usr/local/share/saya"), (INITRAMFS, "/usr/local/share/saya")]
+    {
         let from = directory.join(name);
         ages.push(match fs::metadata(&from).and_then(|metadata| metadata.modified()) {
             Ok(built) => {

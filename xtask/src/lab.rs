@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use saya_tests::lab::{self, Request};
 
@@ -50,6 +50,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         show_console: options.console,
         ..Request::new(&checkout, options.command.clone())
     };
-    let status = lab::run(&request)?;
-    Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
+    exit_code(lab::run(&request)?)
+}
+
+/// The command's exit status as this program's.
+pub(crate) fn exit_code(status: i32) -> Result<ExitCode> {
+    let status = u8::try_from(status).with_context(|| format!("{status} is no exit status"))?;
+    Ok(ExitCode::from(status))
 }

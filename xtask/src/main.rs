@@ -2,13 +2,17 @@
 
 mod artifacts;
 mod lab;
+mod setup;
+mod shows;
+mod test;
+mod verdict;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use saya_tests::lab::{guest, session};
+use saya_tests::lab::guest;
 
 /// Builds, tests, shows and measures Saya.
 #[derive(Debug, Parser)]
@@ -22,6 +26,14 @@ struct Arguments {
 enum Subcommands {
     /// Run a command in the lab: a machine in which microVMs run.
     Lab(lab::Options),
+    /// Run all tests; the last line is the verdict.
+    Test(test::Options),
+    /// Show Saya at work: builds everything, runs real containers in microVMs.
+    Demo(shows::DemoOptions),
+    /// Measure start time, boot or memory.
+    Bench(shows::BenchOptions),
+    /// Install what this machine lacks for building and testing.
+    Setup,
     /// Build the shim, the agent, the guest kernel and the initramfs.
     Build(artifacts::Options),
 }
@@ -42,9 +54,12 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Subcommands) -> Result<ExitCode> {
-    session::block_signals()?;
     match command {
         Subcommands::Lab(options) => lab::run(options),
+        Subcommands::Test(options) => test::run(options),
+        Subcommands::Demo(options) => shows::demo(options),
+        Subcommands::Bench(options) => shows::bench(options),
+        Subcommands::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Subcommands::Build(options) => artifacts::build(options).map(|()| ExitCode::SUCCESS),
     }
 }

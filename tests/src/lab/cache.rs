@@ -100,6 +100,9 @@ mod tests {
 
     #[test]
     fn inputs_cannot_run_into_each_other() {
-        assert_ne!(Key::default().with("ab").with("c").finish(), Key::default().with("a").with("bc").finish());
+        assert_ne!(
+            Key::default().with("ab").with("c").finish(),
+            Key::default().with("a").with("bc").finish()
+        );
     }
 }

@@ -50,7 +50,9 @@ impl Containerd {
     ///
     /// containerd is not installed, ended, or was not ready in time; the message has the end of its log.
     pub fn start(places: &Places, path: Option<&str>) -> Result<Self> {
-        for directory in [places.root.as_path(), places.state.as_path()].into_iter().chain(places.configuration.parent()) {
+        for directory in
+            [places.root.as_path(), places.state.as_path()].into_iter().chain(places.configuration.parent())
+        {
             fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
         fs::write(&places.configuration, configuration(places))?;
@@ -68,7 +70,8 @@ impl Containerd {
             Ok(()) => Ok(containerd),
             Err(error) => {
                 let log = fs::read_to_string(&places.log).unwrap_or_default();
-                let end = log.lines().rev().take(10).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>();
+                let end =
+                    log.lines().rev().take(10).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>();
                 containerd.stop()?;
                 bail!("containerd is not ready: {error}; the end of its log:\n{}", end.join("\n"))
             }
@@ -84,7 +87,12 @@ impl Containerd {
         for namespace in NAMESPACES {
             for image in images {
                 let mut command = Command::new("ctr");
-                command.arg("--address").arg(&self.socket).args(["--namespace", namespace, "images", "import"]);
+                command.arg("--address").arg(&self.socket).args([
+                    "--namespace",
+                    namespace,
+                    "images",
+                    "import",
+                ]);
                 output_of(command.arg(image)).with_context(|| format!("importing {}", image.display()))?;
             }
         }
@@ -112,7 +120,9 @@ fn configuration(places: &Places) -> String {
         ("@CNI_BIN@", &places.cni_plugins),
         ("@CNI_CONF@", &places.cni_configuration),
     ];
-    values.iter().fold(TEMPLATE.to_owned(), |text, (key, path)| text.replace(key, &path.display().to_string()))
+    values
+        .iter()
+        .fold(TEMPLATE.to_owned(), |text, (key, path)| text.replace(key, &path.display().to_string()))
 }
 
 /// A datagram socket for sd_notify(3), with an abstract name that nothing has to remove.
@@ -127,7 +137,8 @@ fn notice_socket() -> Result<(UnixDatagram, String)> {
 fn wait_for_ready(notices: &UnixDatagram) -> Result<()> {
     let mut buffer = [0; 4096];
     loop {
-        let count = notices.recv(&mut buffer).with_context(|| format!("no word from it for {START_LIMIT:?}"))?;
+        let count =
+            notices.recv(&mut buffer).with_context(|| format!("no word from it for {START_LIMIT:?}"))?;
         let text = String::from_utf8_lossy(buffer.get(..count).unwrap_or_default()).into_owned();
         if text.lines().any(|line| line == "READY=1") {
             return Ok(());

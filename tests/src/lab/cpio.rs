@@ -77,7 +77,8 @@ mod tests {
         archive.file("/bin/a", 0o755, b"12345");
         archive.file("/init", 0o755, b"");
         let bytes = archive.finish();
-        let starts: Vec<usize> = (0..bytes.len() - 6).filter(|&at| &bytes[at..at + 6] == MAGIC.as_bytes()).collect();
+        let starts: Vec<usize> =
+            (0..bytes.len() - 6).filter(|&at| &bytes[at..at + 6] == MAGIC.as_bytes()).collect();
         assert_eq!(starts.len(), 4);
         assert!(starts.iter().all(|start| start % 4 == 0));
     }

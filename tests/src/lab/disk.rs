@@ -21,7 +21,11 @@ const IMAGE: &str = "containerd.ext4";
 /// # Errors
 ///
 /// The file system cannot be made, or the import fails.
-pub(super) fn prepared(images: &[PathBuf], kernel: &str, import: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+pub(super) fn prepared(
+    images: &[PathBuf],
+    kernel: &str,
+    import: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let version = output_of(Command::new("containerd").arg("--version"))?;
     let mut key = Key::default().with("1").with(version).with(kernel);
     for image in images {

@@ -6,6 +6,8 @@ use std::fs;
 /// /dev/kvm opens. A /dev/kvm without such a module is some other implementation, on which Linux may not boot.
 #[must_use]
 pub fn runs_microvms() -> bool {
-    let module = ["kvm_intel", "kvm_amd"].iter().any(|name| fs::exists(format!("/sys/module/{name}")).unwrap_or(false));
+    let module = ["kvm_intel", "kvm_amd"]
+        .iter()
+        .any(|name| fs::exists(format!("/sys/module/{name}")).unwrap_or(false));
     module && fs::File::options().read(true).write(true).open("/dev/kvm").is_ok()
 }

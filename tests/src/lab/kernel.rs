@@ -14,8 +14,15 @@ const PACKAGE: &str = "linux-image-amd64";
 
 /// Modules that a machine in a lab can have no use for, by directory; they are most of the package's size.
 const UNUSED: [&str; 9] = [
-    "drivers/gpu", "drivers/media", "drivers/net/ethernet", "drivers/net/wireless", "drivers/infiniband",
-    "drivers/scsi", "drivers/usb", "drivers/iio", "sound",
+    "drivers/gpu",
+    "drivers/media",
+    "drivers/net/ethernet",
+    "drivers/net/wireless",
+    "drivers/infiniband",
+    "drivers/scsi",
+    "drivers/usb",
+    "drivers/iio",
+    "sound",
 ];
 
 /// A kernel and its modules.
@@ -67,7 +74,10 @@ impl Kernel {
 }
 
 /// The line of `modules.dep` about `module`: its file, and the files it needs.
-fn find_module<'a>(text: &'a str, module: &str) -> Option<(&'a str, impl DoubleEndedIterator<Item = &'a str>)> {
+fn find_module<'a>(
+    text: &'a str,
+    module: &str,
+) -> Option<(&'a str, impl DoubleEndedIterator<Item = &'a str>)> {
     text.lines().find_map(|line| {
         let (file, needed) = line.split_once(':')?;
         let name = file.rsplit('/').next()?.split('.').next()?;

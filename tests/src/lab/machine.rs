@@ -82,7 +82,9 @@ impl Description<'_> {
             let snapshot = if disk.keep_writes { "off" } else { "on" };
             command
                 .arg("-drive")
-                .arg(format!("file={image},format=raw,if=none,id=state,cache=unsafe,discard=unmap,snapshot={snapshot}"))
+                .arg(format!(
+                    "file={image},format=raw,if=none,id=state,cache=unsafe,discard=unmap,snapshot={snapshot}"
+                ))
                 .args(["-device", "virtio-blk-pci,drive=state"]);
         }
         let inherited = [OwnedFd::from(control_in_qemu), OwnedFd::from(input_in_qemu)];
@@ -107,7 +109,9 @@ fn share(command: &mut Command, tag: &str, directory: &Path, read_only: bool) {
     let read_only = if read_only { "on" } else { "off" };
     command
         .arg("-fsdev")
-        .arg(format!("local,id={tag},path={directory},security_model=none,readonly={read_only},multidevs=remap"))
+        .arg(format!(
+            "local,id={tag},path={directory},security_model=none,readonly={read_only},multidevs=remap"
+        ))
         .args(["-device", &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
 }
 

@@ -18,7 +18,7 @@ mod initramfs;
 mod kernel;
 mod machine;
 pub mod protocol;
-pub mod session;
+mod session;
 pub mod terminal;
 
 use std::fs;
@@ -84,7 +84,7 @@ pub fn results_directory(checkout: &Path) -> PathBuf {
 
 /// Runs a command in the virtual machine, and gives its exit status.
 ///
-/// [`session::block_signals`] has to be called first, before any thread is started.
+/// Has to be called before this process starts a thread: it takes over SIGINT, SIGTERM, SIGHUP and SIGWINCH.
 ///
 /// # Errors
 ///
@@ -92,7 +92,8 @@ pub fn results_directory(checkout: &Path) -> PathBuf {
 pub fn run(request: &Request) -> Result<i32> {
     let kernel = Kernel::fetch()?;
     let initramfs = initramfs::build(&kernel)?;
-    let disk = if request.without_containerd { None } else { Some(prepare_disk(request, &kernel, &initramfs)?) };
+    let disk =
+        if request.without_containerd { None } else { Some(prepare_disk(request, &kernel, &initramfs)?) };
     let disk = disk.as_deref().map(|image| Disk { image, keep_writes: false });
     boot(request, &kernel, &initramfs, disk, job(request, &kernel)?)
 }
@@ -118,7 +119,8 @@ fn prepare_disk(request: &Request, kernel: &Kernel, initramfs: &Path) -> Result<
         job.terminal = None;
         job.installs.clear();
         job.images.clone_from(&images);
-        let request = Request { instruction_clock: false, input: false, ..Request::new(&request.checkout, Vec::new()) };
+        let request =
+            Request { instruction_clock: false, input: false, ..Request::new(&request.checkout, Vec::new()) };
         match boot(&request, kernel, initramfs, Some(Disk { image, keep_writes: true }), job)? {
             0 => Ok(()),
             status => bail!("ended by signal {}", status - 128),
@@ -156,7 +158,13 @@ fn environment(request: &Request, results: &Path) -> Vec<(String, String)> {
         .collect()
 }
 
-fn boot(request: &Request, kernel: &Kernel, initramfs: &Path, disk: Option<Disk<'_>>, job: Job) -> Result<i32> {
+fn boot(
+    request: &Request,
+    kernel: &Kernel,
+    initramfs: &Path,
+    disk: Option<Disk<'_>>,
+    job: Job,
+) -> Result<i32> {
     let server = machine::this_program()?;
     let description = Description {
         kernel: &kernel.image,

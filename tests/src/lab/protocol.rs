@@ -145,7 +145,8 @@ impl FromLab {
             b'O' => Self::Output(content),
             b'E' => Self::Error(content),
             b'X' => {
-                let status = content.try_into().map_err(|_| anyhow::anyhow!("an exit status of odd length"))?;
+                let status =
+                    content.try_into().map_err(|_| anyhow::anyhow!("an exit status of odd length"))?;
                 Self::Exited(i32::from_le_bytes(status))
             }
             b'F' => Self::Failed(String::from_utf8_lossy(&content).into_owned()),
@@ -174,7 +175,8 @@ pub fn read_input(port: &mut impl Read) -> Result<Vec<u8>> {
 
 fn write_frame(port: &mut impl Write, kind: u8, content: &[u8]) -> Result<()> {
     let length = u32::try_from(content.len()).ok().filter(|&length| length <= LONGEST);
-    let length = length.with_context(|| format!("a frame of {} bytes is longer than {LONGEST}", content.len()))?;
+    let length =
+        length.with_context(|| format!("a frame of {} bytes is longer than {LONGEST}", content.len()))?;
     let mut frame = Vec::with_capacity(content.len() + 5);
     frame.push(kind);
     frame.extend_from_slice(&length.to_le_bytes());

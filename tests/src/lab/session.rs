@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
 
 use super::console::Tail;
 use super::machine::Machine;
@@ -54,13 +55,9 @@ impl Drop for Reaper {
     }
 }
 
-/// Signals that end a session in an orderly way. Has to be called before any thread is started, so that no other
-/// thread takes them.
-///
-/// # Errors
-///
-/// The kernel refuses to block signals.
-pub fn block_signals() -> Result<()> {
+/// Keeps the signals that end a session for the thread that waits for them. Threads inherit this, so it has to come
+/// before any thread is started.
+fn block_signals() -> Result<()> {
     handled_signals().thread_block().context("blocking signals")
 }
 
@@ -74,6 +71,7 @@ fn handled_signals() -> SigSet {
 ///
 /// The lab failed: it could not be set up, its machine ended, or it froze. The message has the tail of its console.
 pub(super) fn run(mut machine: Machine, job: Job, wishes: &Wishes) -> Result<i32> {
+    block_signals()?;
     let console = Arc::new(Tail::default());
     let (events, receiver) = sync_channel(16);
     watch_console(&mut machine.process, &console, &events, wishes.show_console);
@@ -82,7 +80,8 @@ pub(super) fn run(mut machine: Machine, job: Job, wishes: &Wishes) -> Result<i32
     let control = machine.control;
     let _reaper = Reaper(machine.process);
     let _raw = job.terminal.map(|_| terminal::Raw::enter()).transpose()?;
-    let mut session = Session { control, input: Some(machine.input), job: Some(job), started: Instant::now(), wishes };
+    let mut session =
+        Session { control, input: Some(machine.input), job: Some(job), started: Instant::now(), wishes };
     let result = session.follow(&receiver);
     // Threads that still read or write for this session must not hold up its end.
     let _ = session.control.shutdown(Shutdown::Both);
@@ -90,7 +89,10 @@ pub(super) fn run(mut machine: Machine, job: Job, wishes: &Wishes) -> Result<i32
 }
 
 fn with_console(error: &anyhow::Error, console: &Tail) -> anyhow::Error {
-    anyhow::anyhow!("the lab failed: {error:#}\n--- the last lines of its console ---\n{}", console.last_lines(CONSOLE_LINES))
+    anyhow::anyhow!(
+        "the lab failed: {error:#}\n--- the last lines of its console ---\n{}",
+        console.last_lines(CONSOLE_LINES)
+    )
 }
 
 struct Session<'a> {
@@ -116,7 +118,9 @@ impl Session<'_> {
                 // While it boots, the lab has no other sign of life.
                 Ok(Event::Console) if self.job.is_some() => heard = Instant::now(),
                 Ok(Event::Console) => {}
-                Ok(Event::ControlClosed(reason)) => bail!("its machine ended before the command did ({reason})"),
+                Ok(Event::ControlClosed(reason)) => {
+                    bail!("its machine ended before the command did ({reason})")
+                }
                 Ok(Event::Signal(Signal::SIGWINCH)) => self.resize()?,
                 Ok(Event::Signal(signal)) => return Ok(128 + signal as i32),
                 Err(RecvTimeoutError::Timeout) => self.ping(heard)?,
@@ -141,7 +145,9 @@ impl Session<'_> {
                 }
             }
             // A reader of ours that has gone away (`| head`) is no failure of the lab.
-            FromLab::Output(bytes) => drop(std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush())),
+            FromLab::Output(bytes) => {
+                let _ = std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush());
+            }
             FromLab::Error(bytes) => drop(std::io::stderr().write_all(&bytes)),
             FromLab::Exited(status) => return Ok(Some(status)),
             FromLab::Failed(message) => bail!("{message}"),
@@ -214,6 +220,8 @@ fn watch_signals(events: SyncSender<Event>) {
     thread::spawn(move || {
         while let Ok(signal) = handled_signals().wait() {
             if events.send(Event::Signal(signal)).is_err() {
+                // This session is over: the signal is for the next one.
+                let _ = kill(Pid::this(), signal);
                 return;
             }
         }

@@ -14,7 +14,16 @@ use super::super::protocol::{Install, Job};
 
 /// What a host of containers has loaded; more comes by itself when it is asked for.
 const MODULES: [&str; 10] = [
-    "kvm_amd", "tun", "veth", "bridge", "br_netfilter", "loop", "xt_conntrack", "xt_MASQUERADE", "xt_comment", "iptable_nat",
+    "kvm_amd",
+    "tun",
+    "veth",
+    "bridge",
+    "br_netfilter",
+    "loop",
+    "xt_conntrack",
+    "xt_MASQUERADE",
+    "xt_comment",
+    "iptable_nat",
 ];
 /// The shim, if it was built, and the name under which it is the command line program.
 const SHIM: &str = "/usr/local/bin/containerd-shim-kata-v2";
@@ -51,11 +60,15 @@ fn mount_kernel_file_systems() -> Result<()> {
     ];
     for (kind, place, options) in file_systems {
         fs::create_dir_all(place).with_context(|| format!("making {place}"))?;
-        mount(kind, place, kind, MountFlags::empty(), options).with_context(|| format!("mounting {place}"))?;
+        mount(kind, place, kind, MountFlags::empty(), options)
+            .with_context(|| format!("mounting {place}"))?;
     }
-    for (link, target) in
-        [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "fd/0"), ("/dev/stdout", "fd/1"), ("/dev/stderr", "fd/2")]
-    {
+    for (link, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "fd/0"),
+        ("/dev/stdout", "fd/1"),
+        ("/dev/stderr", "fd/2"),
+    ] {
         // What the kernel or the host's root has there already may stay.
         if !Path::new(link).exists() {
             let _ = fs::remove_file(link);

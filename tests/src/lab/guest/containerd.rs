@@ -25,7 +25,8 @@ pub(super) struct OnDisk {
 pub(super) fn start(job: &Job) -> Result<OnDisk> {
     let places = usual_places();
     fs::create_dir_all(&places.root)?;
-    mount(DISK, &places.root, c"ext4", MountFlags::NOATIME, c"").context("mounting the disk of containerd's state")?;
+    mount(DISK, &places.root, c"ext4", MountFlags::NOATIME, c"")
+        .context("mounting the disk of containerd's state")?;
     let path = job.environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_str());
     Ok(OnDisk { containerd: Containerd::start(&places, path)?, mounted: places.root })
 }

@@ -44,7 +44,9 @@ fn wait_for_node(path: &Path) -> Result<()> {
     inotify::add_watch(&watcher, "/dev", WatchFlags::CREATE)?;
     let mut buffer = [MaybeUninit::uninit(); 1024];
     while !path.exists() {
-        inotify::Reader::new(&watcher, &mut buffer).next().map(|event| event.events().contains(ReadFlags::QUEUE_OVERFLOW))?;
+        inotify::Reader::new(&watcher, &mut buffer)
+            .next()
+            .map(|event| event.events().contains(ReadFlags::QUEUE_OVERFLOW))?;
     }
     Ok(())
 }

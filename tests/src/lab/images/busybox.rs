@@ -33,8 +33,18 @@ pub(super) fn archive() -> Result<PathBuf> {
 
 fn skeleton(layer: &mut Layer) -> Result<()> {
     for (path, mode) in [
-        ("bin", 0o755), ("dev", 0o755), ("etc", 0o755), ("home", 0o755), ("proc", 0o755), ("root", 0o700),
-        ("sys", 0o755), ("tmp", 0o1777), ("usr", 0o755), ("usr/bin", 0o755), ("usr/sbin", 0o755), ("var", 0o755),
+        ("bin", 0o755),
+        ("dev", 0o755),
+        ("etc", 0o755),
+        ("home", 0o755),
+        ("proc", 0o755),
+        ("root", 0o700),
+        ("sys", 0o755),
+        ("tmp", 0o1777),
+        ("usr", 0o755),
+        ("usr/bin", 0o755),
+        ("usr/sbin", 0o755),
+        ("var", 0o755),
         ("var/www", 0o755),
     ] {
         layer.directory(path, mode)?;

@@ -73,7 +73,14 @@ impl Layer {
         Ok(())
     }
 
-    fn append(&mut self, path: &str, kind: EntryType, mode: u32, size: u64, content: impl Read) -> Result<()> {
+    fn append(
+        &mut self,
+        path: &str,
+        kind: EntryType,
+        mode: u32,
+        size: u64,
+        content: impl Read,
+    ) -> Result<()> {
         let mut header = header(kind, mode, size);
         self.0.append_data(&mut header, path, content).with_context(|| format!("adding {path} to a layer"))
     }
@@ -104,7 +111,8 @@ pub(super) fn write(place: &Path, name: &str, layer: Layer, defaults: &Defaults<
         fields.insert("platform".to_owned(), json!({ "architecture": "amd64", "os": "linux" }));
         fields.insert("annotations".to_owned(), json!({ NAME: name }));
     }
-    let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [described] }))?;
+    let index =
+        serde_json::to_vec(&json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [described] }))?;
 
     let mut archive = Layer(Builder::new(Vec::new()));
     archive.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -151,7 +159,8 @@ mod tests {
             layer.symlink("link", "bin").unwrap();
             write(&directory.join(place), "example.org/x:latest", layer, &defaults).unwrap();
         }
-        let (a, b) = (std::fs::read(directory.join("a")).unwrap(), std::fs::read(directory.join("b")).unwrap());
+        let (a, b) =
+            (std::fs::read(directory.join("a")).unwrap(), std::fs::read(directory.join("b")).unwrap());
         std::fs::remove_dir_all(&directory).unwrap();
         assert_eq!(a, b);
     }

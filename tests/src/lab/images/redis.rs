@@ -18,7 +18,8 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nredis:x:999:999:redis:/data
 const GROUP: &str = "root:x:0:\nredis:x:999:\nnogroup:x:65534:\n";
 
 pub(super) fn archive() -> Result<PathBuf> {
-    let key = Key::default().with("1").with(debian::release()).with(PACKAGES.join(" ")).with(PASSWD).with(GROUP);
+    let key =
+        Key::default().with("1").with(debian::release()).with(PACKAGES.join(" ")).with(PASSWD).with(GROUP);
     let entry = cache::entry("image-redis", &key.finish(), |directory| {
         let root = directory.join("root");
         install(directory, &root)?;
@@ -40,7 +41,8 @@ pub(super) fn archive() -> Result<PathBuf> {
 fn install(directory: &Path, root: &Path) -> Result<()> {
     merge_usr(root)?;
     // Only libraries: what a package's scripts would need, nothing in the image runs.
-    let wanted = |name: &str| name.starts_with("lib") || name.starts_with("zlib") || name.starts_with("redis");
+    let wanted =
+        |name: &str| name.starts_with("lib") || name.starts_with("zlib") || name.starts_with("redis");
     let packages: Vec<String> = debian::closure(&PACKAGES, wanted)?.into_iter().collect();
     for archive in debian::download(&packages, directory)? {
         debian::unpack(&archive, root)?;

@@ -1,0 +1,168 @@
+//! `cargo xtask test`: everything that tells whether Saya works. Its last line is the verdict.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use saya_tests::e2e::runner;
+use saya_tests::lab;
+
+use crate::artifacts;
+use crate::setup;
+use crate::verdict::Verdict;
+
+/// Which tests.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only the end-to-end tests.
+    #[arg(long)]
+    e2e: bool,
+    /// Only end-to-end tests whose name contains this.
+    #[arg(long, default_value = "", requires = "e2e")]
+    only: String,
+    /// containerd's name of the runtime under test.
+    #[arg(long, default_value = "io.containerd.kata.v2")]
+    runtime: String,
+    /// Test what is built already: install and build nothing first.
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// Runs the tests and prints the verdict.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let mut verdict = Verdict::default();
+    if !options.no_build {
+        setup::run()?;
+    }
+    if !options.e2e {
+        verdict += check("cargo fmt", &["fmt", "--all", "--check"])?;
+        verdict +=
+            check("cargo clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+        verdict += unit_tests()?;
+    }
+    if !options.no_build {
+        heading("building what runs in the lab");
+        artifacts::build(&artifacts::Options::default())?;
+        artifacts::build_tests()?;
+    }
+    verdict += end_to_end(options)?;
+    println!("{verdict}");
+    Ok(if verdict.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn heading(text: &str) {
+    println!("── {text}");
+}
+
+/// A command of cargo's that passes or fails as a whole.
+fn check(name: &str, arguments: &[&str]) -> Result<Verdict> {
+    heading(name);
+    let status = artifacts::cargo().args(arguments).status().context("running cargo")?;
+    Ok(Verdict::of_one(status.success()))
+}
+
+fn unit_tests() -> Result<Verdict> {
+    heading("unit tests");
+    let mut command = artifacts::cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]).stdout(Stdio::piped());
+    let mut child = command.spawn().context("running cargo")?;
+    let output = show(child.stdout.take().context("cargo test has no output")?, "")?;
+    let status = child.wait()?;
+    let mut verdict = Verdict::of_cargo_test(&output);
+    // A test program that does not build, or that dies, prints no result.
+    if !status.success() && verdict.failed == 0 {
+        verdict.failed = 1;
+    }
+    Ok(verdict)
+}
+
+/// Copies `stream` to standard output line by line, each with `prefix`, and gives all of it.
+fn show(stream: impl Read, prefix: &str) -> Result<String> {
+    let mut all = String::new();
+    for line in BufReader::new(stream).lines() {
+        let line = line?;
+        writeln!(std::io::stdout(), "{prefix}{line}")?;
+        all.push_str(&line);
+        all.push('\n');
+    }
+    Ok(all)
+}
+
+/// Runs the end-to-end tests, in two labs side by side where labs are virtual machines: each has one processor.
+fn end_to_end(options: &Options) -> Result<Verdict> {
+    let shards = if lab::host::runs_microvms() { 1 } else { 2 };
+    heading(&format!("end-to-end tests of {} in {shards} lab(s)", options.runtime));
+    let begin = Instant::now();
+    lab::prepare(&crate::checkout())?;
+    let started: Vec<Shard> =
+        (0..shards).map(|number| Shard::start(options, number, shards)).collect::<Result<_>>()?;
+    let verdicts: Vec<Result<Verdict>> = std::thread::scope(|scope| {
+        let waiting: Vec<_> = started.into_iter().map(|shard| scope.spawn(|| shard.finish())).collect();
+        waiting
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a shard's thread died")))
+            .collect()
+    });
+    let mut sum = Verdict::default();
+    for verdict in verdicts {
+        sum += verdict?;
+    }
+    println!("end-to-end tests: {sum}, in {:.0} s", begin.elapsed().as_secs_f64());
+    Ok(sum)
+}
+
+/// A part of the end-to-end tests, in a lab of its own.
+struct Shard {
+    number: usize,
+    process: Child,
+    results: PathBuf,
+}
+
+impl Shard {
+    fn start(options: &Options, number: usize, of: usize) -> Result<Self> {
+        let directory = lab::results_directory(&crate::checkout());
+        fs::create_dir_all(&directory)?;
+        let results = directory.join(format!("e2e-{}-{number}.json", std::process::id()));
+        let tests = artifacts::target_directory()?.join("debug/saya-e2e");
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["lab", "--"]).arg(tests);
+        command.args([
+            "--runtime",
+            &options.runtime,
+            "--only",
+            &options.only,
+            "--shard",
+            &format!("{number}/{of}"),
+        ]);
+        command.arg("--json").arg(&results).stdin(Stdio::null()).stdout(Stdio::piped());
+        let process = command.spawn().context("starting a lab")?;
+        Ok(Self { number, process, results })
+    }
+
+    /// Shows what the tests print, and gives their verdict. A lab that fails is one failed test.
+    fn finish(mut self) -> Result<Verdict> {
+        let output = self.process.stdout.take().context("the lab has no output")?;
+        show(output, &format!("[{}] ", self.number))?;
+        let status = self.process.wait()?;
+        let verdict = read_results(&self.results);
+        match verdict {
+            Ok(verdict) => Ok(verdict),
+            Err(error) => {
+                println!("[{}] FAIL the lab: {status}, {error:#}", self.number);
+                Ok(Verdict::of_one(false))
+            }
+        }
+    }
+}
+
+/// Reads and removes the results of one shard.
+fn read_results(path: &Path) -> Result<Verdict> {
+    let text = fs::read_to_string(path).context("it left no results")?;
+    fs::remove_file(path)?;
+    let verdict: runner::Verdict = serde_json::from_str(&text)?;
+    Ok(Verdict::from(&verdict))
+}
