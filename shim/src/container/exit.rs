@@ -46,7 +46,11 @@ async fn ended(tasks: &Tasks, process: &Process) -> (Exit, Drain) {
         return (gone(KILLED), Drain::default());
     };
     let name = agent::process(&process.container, &process.exec);
-    match agent.calls().wait_process(no_timeout(), &name).await {
+    let answer = tokio::select! {
+        answer = agent.calls().wait_process(no_timeout(), &name) => answer,
+        () = tasks.pod().stopped() => Err(ttrpc::Error::RemoteClosed),
+    };
+    match answer {
         Ok(answer) => (gone(answer.exit_status), process.drain(answer.stdout_bytes, answer.stderr_bytes)),
         Err(ttrpc::Error::RpcStatus(status)) => {
             tracing::error!(process = process.id(), error = status.message, "the agent lost a process");

@@ -6,6 +6,8 @@ mod delete;
 mod error;
 mod exit;
 mod hooks;
+#[cfg(test)]
+mod lifecycle_tests;
 mod process;
 mod start;
 mod tasks;

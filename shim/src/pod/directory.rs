@@ -39,7 +39,8 @@ impl PodDirectory {
         Self::below(Path::new(STATE_ROOT), namespace, id)
     }
 
-    fn below(root: &Path, namespace: &str, id: &str) -> Self {
+    /// The same below another directory than [`STATE_ROOT`].
+    pub(crate) fn below(root: &Path, namespace: &str, id: &str) -> Self {
         Self { base: root.join(namespace).join(id) }
     }
 

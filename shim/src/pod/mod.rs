@@ -78,6 +78,12 @@ impl Pod {
         Self { id, directory, timeline, sandbox: Mutex::new(None), vm }
     }
 
+    /// A pod around a VM that exists.
+    #[cfg(test)]
+    pub(crate) fn with_vm(id: &str, directory: PodDirectory, vm: Vm, timeline: Arc<Recorder>) -> Self {
+        Self { id: id.to_owned(), directory, timeline, sandbox: Mutex::new(None), vm: Ok(vm) }
+    }
+
     /// The pod's id: its sandbox's.
     pub(crate) fn id(&self) -> &str {
         &self.id
@@ -113,6 +119,13 @@ impl Pod {
     pub(crate) async fn agent(&self) -> Result<Agent, String> {
         let vm = self.vm.as_ref().map_err(PodError::to_string)?;
         vm.ready().await.map_err(|report| PodError::Stopped(report).to_string())
+    }
+
+    /// Waits until the VM is no more; at once where there is none.
+    pub(crate) async fn stopped(&self) {
+        if let Ok(vm) = &self.vm {
+            vm.stopped().await;
+        }
     }
 
     /// What is to be said of a VM whose agent no longer answers. A VM that does not end by itself is stopped.

@@ -158,6 +158,20 @@ impl Vm {
         Ok(Self { pid, state, stop })
     }
 
+    /// A VM without a VMM whose agent is ready; it has stopped once it is told to.
+    #[cfg(test)]
+    pub(crate) fn ready_with(agent: Agent) -> Self {
+        let (sender, state) = watch::channel(VmState::Ready(agent));
+        let (stop, mut stopped) = mpsc::channel(4);
+        tokio::spawn(async move {
+            if let Some(reason) = stopped.recv().await {
+                let report = StopReport { reason, console: String::new() };
+                sender.send_replace(VmState::Stopped(Arc::new(report)));
+            }
+        });
+        Self { pid: 1, state, stop }
+    }
+
     /// The VMM's pid.
     pub(crate) fn pid(&self) -> u32 {
         self.pid

@@ -1,0 +1,265 @@
+//! A guest without a virtual machine: the agent's service and its streams behind a Unix socket, with processes that do
+//! what their arguments say.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use saya_agent_api::agent::{
+    ContainerRequest, CreateContainerRequest, CreateProcessRequest, CreateResponse, Empty, GuestProcess,
+    ListProcessesResponse, ProcessRequest, ReleaseSharePathRequest, SignalProcessRequest, Streams,
+    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
+};
+use saya_agent_api::service::{Agent, create_agent};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, watch};
+use ttrpc::Code;
+use ttrpc::r#async::TtrpcContext;
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use crate::pod::agent::read_line;
+
+/// The guest, as a test sees it.
+#[derive(Clone, Default)]
+pub(super) struct FakeGuest {
+    inner: Arc<Mutex<State>>,
+    arrived: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    processes: HashMap<(String, String), FakeProcess>,
+    streams: HashMap<u64, UnixStream>,
+    specs: Vec<serde_json::Value>,
+    calls: Vec<String>,
+    next_pid: u32,
+}
+
+struct FakeProcess {
+    pid: u32,
+    arguments: Vec<String>,
+    streams: Streams,
+    end: watch::Sender<Option<WaitProcessResponse>>,
+}
+
+fn refuse<T>(code: Code, message: &str) -> ttrpc::Result<T> {
+    Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message)))
+}
+
+impl FakeGuest {
+    /// Serves connections as a VMM's vsock socket would; `calls` is where to make the socket of the agent's service.
+    pub(super) async fn serve(&self, listener: std::os::unix::net::UnixListener, calls: &Path) {
+        listener.set_nonblocking(true).unwrap();
+        let listener = UnixListener::from_std(listener).unwrap();
+        let mut server = Server::new()
+            .add_listener(Listener::from(UnixListener::bind(calls).unwrap()))
+            .register_service(create_agent(Arc::new(self.clone())));
+        server.start().await.unwrap();
+        let (guest, calls) = (self.clone(), calls.to_owned());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let wanted = read_line(&mut stream, 32).await.unwrap();
+                stream.write_all(b"OK 1\n").await.unwrap();
+                match wanted.as_slice() {
+                    b"CONNECT 1024" => {
+                        let mut service = UnixStream::connect(&calls).await.unwrap();
+                        tokio::spawn(async move {
+                            tokio::io::copy_bidirectional(&mut stream, &mut service).await.unwrap()
+                        });
+                    }
+                    b"CONNECT 1025" => {
+                        let number = stream.read_u64().await.unwrap();
+                        guest.inner.lock().unwrap().streams.insert(number, stream);
+                        guest.arrived.notify_waiters();
+                    }
+                    other => panic!("unexpected connection {other:?}"),
+                }
+            }
+            drop(server);
+        });
+    }
+
+    /// The names of the calls so far, with their containers.
+    pub(super) fn calls(&self) -> Vec<String> {
+        self.inner.lock().unwrap().calls.clone()
+    }
+
+    /// The specs of the containers so far.
+    pub(super) fn specs(&self) -> Vec<serde_json::Value> {
+        self.inner.lock().unwrap().specs.clone()
+    }
+
+    /// The stream with this number, once it has connected; none for 0.
+    async fn stream(&self, number: u64) -> Option<UnixStream> {
+        while number != 0 {
+            let arrival = self.arrived.notified();
+            if let Some(stream) = self.inner.lock().unwrap().streams.remove(&number) {
+                return Some(stream);
+            }
+            arrival.await;
+        }
+        None
+    }
+
+    fn note(&self, call: &str, container: &str) {
+        self.inner.lock().unwrap().calls.push(format!("{call} {container}"));
+    }
+
+    fn make(
+        &self,
+        key: (String, String),
+        process: &serde_json::Value,
+        streams: Streams,
+    ) -> ttrpc::Result<CreateResponse> {
+        let arguments: Vec<String> = serde_json::from_value(process["args"].clone()).unwrap();
+        if arguments[0] == "missing" {
+            return refuse(Code::NOT_FOUND, "exec: \"missing\": executable file not found in $PATH");
+        }
+        let mut state = self.inner.lock().unwrap();
+        state.next_pid += 1;
+        let pid = state.next_pid;
+        let end = watch::Sender::new(None);
+        state.processes.insert(key, FakeProcess { pid, arguments, streams, end });
+        Ok(CreateResponse { pid, ..Default::default() })
+    }
+
+    fn end_of(&self, request: &ProcessRequest) -> ttrpc::Result<watch::Sender<Option<WaitProcessResponse>>> {
+        let state = self.inner.lock().unwrap();
+        match state.processes.get(&(request.container_id.clone(), request.exec_id.clone())) {
+            Some(process) => Ok(process.end.clone()),
+            None => refuse(Code::NOT_FOUND, "no such process"),
+        }
+    }
+}
+
+/// Does what the arguments say until the end, and answers with status and bytes of output.
+async fn act(arguments: &[String], stdin: Option<UnixStream>, mut stdout: Option<UnixStream>) -> (u32, u64) {
+    match arguments[0].as_str() {
+        "exit" => (arguments[1].parse().unwrap(), 0),
+        "print" => {
+            stdout.as_mut().unwrap().write_all(arguments[1].as_bytes()).await.unwrap();
+            (0, arguments[1].len() as u64)
+        }
+        "cat" => {
+            let copied = tokio::io::copy(&mut stdin.unwrap(), stdout.as_mut().unwrap()).await.unwrap();
+            (0, copied)
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+#[async_trait]
+impl Agent for FakeGuest {
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateResponse> {
+        self.note("create", &request.container_id);
+        let spec: serde_json::Value = serde_json::from_slice(&request.oci_spec).unwrap();
+        self.inner.lock().unwrap().specs.push(spec.clone());
+        self.make((request.container_id, String::new()), &spec["process"], request.streams.unwrap())
+    }
+
+    async fn create_process(
+        &self,
+        _: &TtrpcContext,
+        request: CreateProcessRequest,
+    ) -> ttrpc::Result<CreateResponse> {
+        let process: serde_json::Value = serde_json::from_slice(&request.oci_process).unwrap();
+        self.make((request.container_id, request.exec_id), &process, request.streams.unwrap())
+    }
+
+    async fn start_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        self.note("start", &request.container_id);
+        let end = self.end_of(&request)?;
+        let (arguments, streams) = {
+            let state = self.inner.lock().unwrap();
+            let process = &state.processes[&(request.container_id, request.exec_id)];
+            (process.arguments.clone(), process.streams.clone())
+        };
+        let (stdin, stdout) = (self.stream(streams.stdin).await, self.stream(streams.stdout).await);
+        tokio::spawn(async move {
+            let (exit_status, stdout_bytes) = act(&arguments, stdin, stdout).await;
+            end.send_replace(Some(WaitProcessResponse { exit_status, stdout_bytes, ..Default::default() }));
+        });
+        Ok(Empty::default())
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> ttrpc::Result<WaitProcessResponse> {
+        let mut end = self.end_of(&request)?.subscribe();
+        let end = end.wait_for(Option::is_some).await.unwrap();
+        Ok(end.clone().unwrap())
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
+        let name = ProcessRequest {
+            container_id: request.container_id,
+            exec_id: request.exec_id,
+            ..Default::default()
+        };
+        let end = self.end_of(&name)?;
+        let killed = WaitProcessResponse { exit_status: 128 + request.signal, ..Default::default() };
+        end.send_if_modified(|end| end.is_none() && end.replace(killed).is_none());
+        Ok(Empty::default())
+    }
+
+    async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        self.note("delete", &request.container_id);
+        self.inner.lock().unwrap().processes.remove(&(request.container_id, request.exec_id));
+        Ok(Empty::default())
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        let state = self.inner.lock().unwrap();
+        let processes = state
+            .processes
+            .iter()
+            .filter(|((container, _), _)| *container == request.container_id)
+            .map(|((_, exec), process)| GuestProcess {
+                pid: process.pid,
+                exec_id: exec.clone(),
+                ..Default::default()
+            })
+            .collect();
+        Ok(ListProcessesResponse { processes, ..Default::default() })
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.note("pause", &request.container_id);
+        Ok(Empty::default())
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.note("resume", &request.container_id);
+        Ok(Empty::default())
+    }
+
+    async fn wait_out_of_memory(
+        &self,
+        _: &TtrpcContext,
+        _: WaitOutOfMemoryRequest,
+    ) -> ttrpc::Result<WaitOutOfMemoryResponse> {
+        std::future::pending().await
+    }
+
+    async fn release_share_path(
+        &self,
+        _: &TtrpcContext,
+        request: ReleaseSharePathRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.note("release", &request.path);
+        Ok(Empty::default())
+    }
+}

@@ -1,0 +1,276 @@
+//! The life of containers with a guest that has no virtual machine: what containerd sees, and in which order.
+
+mod fake_guest;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use containerd_shim_protos::shim::event::Envelope;
+use protobuf::Message;
+use serde_json::json;
+use ttrpc::Code;
+
+use super::create::CreateRequest;
+use super::tasks::Tasks;
+use crate::events::{ForwardError, Forwarder, Publisher};
+use crate::io::Stdio;
+use crate::pod::Pod;
+use crate::pod::agent::{Agent, VsockAddress};
+use crate::pod::directory::PodDirectory;
+use crate::pod::timeline::Recorder;
+use crate::pod::vm::Vm;
+use fake_guest::FakeGuest;
+
+/// Keeps events instead of handing them to containerd.
+#[derive(Clone, Default)]
+struct Collected(Arc<Mutex<Vec<Envelope>>>);
+
+#[async_trait]
+impl Forwarder for Collected {
+    async fn forward(&mut self, envelope: &Envelope) -> Result<(), ForwardError> {
+        self.0.lock().unwrap().push(envelope.clone());
+        Ok(())
+    }
+}
+
+struct Fixture {
+    _root: tempfile::TempDir,
+    bundle: PathBuf,
+    tasks: Tasks,
+    pod: Arc<Pod>,
+    guest: FakeGuest,
+    events: Collected,
+}
+
+impl Fixture {
+    async fn new(arguments: serde_json::Value) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let bundle = root.path().join("bundle");
+        fs::create_dir_all(bundle.join("rootfs/bin")).unwrap();
+        let spec = json!({
+            "ociVersion": "1.0.2",
+            "process": {"args": arguments, "cwd": "/"},
+            "root": {"path": "rootfs"},
+            "mounts": [{"destination": "/data", "type": "bind", "source": root.path(), "options": ["rbind", "ro"]}],
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "network"}]},
+        });
+        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+
+        let directory = PodDirectory::below(&root.path().join("state"), "default", "c1");
+        directory.create().unwrap();
+        let guest = FakeGuest::default();
+        guest.serve(directory.listen_vsock().unwrap(), &root.path().join("calls")).await;
+        let agent = Agent::connect(VsockAddress::new(directory.open().unwrap())).await.unwrap();
+        let pod =
+            Arc::new(Pod::with_vm("c1", directory, Vm::ready_with(agent), Arc::new(Recorder::default())));
+        let events = Collected::default();
+        let publisher = Publisher::start_with(events.clone(), "default");
+        let tasks = Tasks::new("default", pod.clone(), publisher);
+        Self { _root: root, bundle, tasks, pod, guest, events }
+    }
+
+    async fn create(&self, stdio: Stdio) -> Result<u32, super::TaskError> {
+        let request =
+            CreateRequest { id: "c1".into(), bundle: self.bundle.clone(), stdio, ..CreateRequest::default() };
+        self.tasks.create(request).await
+    }
+
+    async fn topics(&self) -> Vec<String> {
+        self.tasks.publisher().flush().await;
+        self.events.0.lock().unwrap().iter().map(|event| event.topic.clone()).collect()
+    }
+
+    /// What a client reads from a fifo of this name.
+    fn fifo(&self, name: &str) -> (String, PathBuf) {
+        let path = self.bundle.join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        (path.to_str().unwrap().to_owned(), path)
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.pod.directory().remove().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_container_lives_from_create_to_delete_and_its_events_come_in_order() {
+    let fixture = Fixture::new(json!(["exit", "7"])).await;
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+    let init = fixture.tasks.container("c1").unwrap().init.clone();
+    assert_eq!(init.wait().await.status, 7);
+    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 7);
+    assert!(fixture.tasks.is_empty());
+    assert_eq!(fixture.topics().await, ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]);
+
+    let events = fixture.events.0.lock().unwrap();
+    let exit =
+        containerd_shim_protos::events::task::TaskExit::parse_from_bytes(&events[2].event.value).unwrap();
+    assert_eq!((exit.container_id.as_str(), exit.id.as_str(), exit.exit_status), ("c1", "c1", 7));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_guest_sees_root_file_system_and_volumes_and_the_host_is_clean_afterwards() {
+    let fixture = Fixture::new(json!(["exit", "0"])).await;
+    fixture.create(Stdio::default()).await.unwrap();
+    let share = fixture.pod.directory().container("c1");
+    let spec = fixture.guest.specs().remove(0);
+    assert_eq!(spec["root"]["path"], "/run/saya/share/private/c1/rootfs");
+    assert_eq!(spec["mounts"][0]["source"], "/run/saya/share/live/c1/0");
+    let root = fixture.bundle.parent().unwrap().join("state/default/c1/share");
+    assert!(root.join("private/c1/rootfs/bin").is_dir());
+    let volume = root.join("live/c1/0");
+    assert!(volume.join("bundle").is_dir());
+    assert_eq!(fs::write(volume.join("new"), "").unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(
+        fs::write(root.join("private/new"), "").unwrap_err().kind(),
+        std::io::ErrorKind::ReadOnlyFilesystem
+    );
+
+    fixture.tasks.delete("c1", "").await.unwrap();
+    assert!(!root.join("private/c1").exists() && !root.join("live/c1").exists());
+    assert!(fixture.guest.calls().contains(&"delete c1".to_owned()));
+    assert!(fixture.bundle.join("rootfs/bin").is_dir(), "what was mounted is still there");
+    share.remove().unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn input_reaches_the_process_and_its_output_is_complete_before_its_exit_is_told() {
+    let fixture = Fixture::new(json!(["cat"])).await;
+    let (stdin, stdin_path) = fixture.fifo("stdin");
+    let (stdout, stdout_path) = fixture.fifo("stdout");
+    fixture.create(Stdio { stdin, stdout, ..Stdio::default() }).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+
+    let reading = tokio::task::spawn_blocking(move || fs::read(stdout_path).unwrap());
+    let sent = vec![7; 200_000];
+    let copy = sent.clone();
+    let writing = tokio::task::spawn_blocking(move || fs::write(stdin_path, copy).unwrap());
+    writing.await.unwrap();
+    let container = fixture.tasks.container("c1").unwrap();
+    container.init.close_stdin();
+    assert_eq!(container.init.wait().await.status, 0);
+    fixture.tasks.delete("c1", "").await.unwrap();
+    assert!(reading.await.unwrap() == sent);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_additional_process_has_its_own_life_and_the_first_process_ends_last() {
+    let fixture = Fixture::new(json!(["sleep"])).await;
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+    fixture.tasks.exec("c1", "e1", br#"{"args":["exit","3"],"cwd":"/"}"#, Stdio::default()).unwrap();
+    let twice = fixture.tasks.exec("c1", "e1", br#"{"args":["x"]}"#, Stdio::default());
+    assert_eq!(twice.unwrap_err().code(), Code::ALREADY_EXISTS);
+    fixture.tasks.start("c1", "e1").await.unwrap();
+    let exec = fixture.tasks.container("c1").unwrap().process("e1").unwrap();
+    assert_eq!(exec.wait().await.status, 3);
+    assert_eq!(fixture.tasks.delete("c1", "e1").await.unwrap().status, 3);
+    assert_eq!(fixture.tasks.delete("c1", "e1").await.unwrap_err().code(), Code::NOT_FOUND);
+
+    // One that still runs when the first process ends is told of before it.
+    fixture.tasks.exec("c1", "e2", br#"{"args":["sleep"]}"#, Stdio::default()).unwrap();
+    fixture.tasks.start("c1", "e2").await.unwrap();
+    fixture.tasks.kill("c1", "", 15, false).await.unwrap();
+    let container = fixture.tasks.container("c1").unwrap();
+    fixture.tasks.kill("c1", "e2", 9, false).await.unwrap();
+    assert_eq!(container.init.wait().await.status, 143);
+    fixture.tasks.delete("c1", "").await.unwrap();
+    assert_eq!(
+        fixture.topics().await,
+        [
+            "/tasks/create",
+            "/tasks/start",
+            "/tasks/exec-added",
+            "/tasks/exec-started",
+            "/tasks/exit",
+            "/tasks/exec-added",
+            "/tasks/exec-started",
+            "/tasks/exit",
+            "/tasks/exit",
+            "/tasks/delete",
+        ]
+    );
+    let events = fixture.events.0.lock().unwrap();
+    let last =
+        containerd_shim_protos::events::task::TaskExit::parse_from_bytes(&events[8].event.value).unwrap();
+    assert_eq!(last.id, "c1");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn calls_that_do_not_fit_the_state_get_the_codes_that_containerd_knows() {
+    let fixture = Fixture::new(json!(["sleep"])).await;
+    assert_eq!(fixture.tasks.start("c1", "").await.unwrap_err().code(), Code::NOT_FOUND);
+    fixture.create(Stdio::default()).await.unwrap();
+    assert_eq!(fixture.create(Stdio::default()).await.unwrap_err().code(), Code::ALREADY_EXISTS);
+    fixture.tasks.start("c1", "").await.unwrap();
+    assert_eq!(fixture.tasks.start("c1", "").await.unwrap_err().code(), Code::FAILED_PRECONDITION);
+    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap_err().code(), Code::FAILED_PRECONDITION);
+    assert_eq!(fixture.tasks.resume("c1").await.unwrap_err().code(), Code::FAILED_PRECONDITION);
+
+    fixture.tasks.pause("c1").await.unwrap();
+    assert_eq!(fixture.tasks.pause("c1").await.unwrap_err().code(), Code::FAILED_PRECONDITION);
+    let refused = fixture.tasks.exec("c1", "e1", br#"{"args":["x"]}"#, Stdio::default());
+    assert_eq!(refused.unwrap_err().code(), Code::FAILED_PRECONDITION);
+    fixture.tasks.resume("c1").await.unwrap();
+
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert_eq!(fixture.tasks.container("c1").unwrap().init.wait().await.status, 137);
+    assert_eq!(fixture.tasks.kill("c1", "", 9, false).await.unwrap_err().code(), Code::NOT_FOUND);
+    fixture.tasks.delete("c1", "").await.unwrap();
+    assert_eq!(fixture.tasks.kill("c1", "", 9, false).await.unwrap_err().code(), Code::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_container_that_cannot_be_created_leaves_nothing_and_its_id_is_free() {
+    let fixture = Fixture::new(json!(["missing"])).await;
+    let error = fixture.create(Stdio::default()).await.unwrap_err();
+    assert!(error.to_string().contains("\"missing\": executable file not found"), "{error}");
+    assert!(fixture.tasks.is_empty());
+    let share = fixture.bundle.parent().unwrap().join("state/default/c1/share");
+    assert!(!share.join("private/c1").exists());
+    assert!(fixture.topics().await.is_empty());
+    assert_eq!(fixture.create(Stdio::default()).await.unwrap_err().code(), error.code());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_container_that_was_never_started_is_ended_and_deleted() {
+    let fixture = Fixture::new(json!(["sleep"])).await;
+    fixture.create(Stdio::default()).await.unwrap();
+    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 137);
+    assert_eq!(fixture.topics().await, ["/tasks/create", "/tasks/exit", "/tasks/delete"]);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn processes_of_a_virtual_machine_that_is_gone_end_as_killed() {
+    let fixture = Fixture::new(json!(["sleep"])).await;
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+    fixture.pod.vm().unwrap().stop("a test ends it");
+    let container = fixture.tasks.container("c1").unwrap();
+    assert_eq!(container.init.wait().await.status, 137);
+    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 137);
+    assert_eq!(fixture.topics().await, ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn hooks_of_the_host_run_around_the_container() {
+    let fixture = Fixture::new(json!(["exit", "0"])).await;
+    let log = fixture.bundle.join("hooks");
+    let hook = |name: &str| json!([{"path": "/bin/sh", "args": ["sh", "-c", format!("echo {name} >> {}", log.display())]}]);
+    let mut spec: serde_json::Value =
+        serde_json::from_slice(&fs::read(fixture.bundle.join("config.json")).unwrap()).unwrap();
+    spec["hooks"] = json!({"prestart": hook("prestart"), "createRuntime": hook("createRuntime"),
+        "poststart": hook("poststart"), "poststop": hook("poststop")});
+    fs::write(fixture.bundle.join("config.json"), spec.to_string()).unwrap();
+
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+    fixture.tasks.container("c1").unwrap().init.wait().await;
+    fixture.tasks.delete("c1", "").await.unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "prestart\ncreateRuntime\npoststart\npoststop\n");
+}
