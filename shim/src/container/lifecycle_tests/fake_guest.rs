@@ -94,14 +94,16 @@ impl FakeGuest {
 
     /// The stream with this number, once it has connected; none for 0.
     async fn stream(&self, number: u64) -> Option<UnixStream> {
-        while number != 0 {
+        if number == 0 {
+            return None;
+        }
+        loop {
             let arrival = self.arrived.notified();
             if let Some(stream) = self.inner.lock().unwrap().streams.remove(&number) {
                 return Some(stream);
             }
             arrival.await;
         }
-        None
     }
 
     fn note(&self, call: &str, container: &str) {
