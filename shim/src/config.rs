@@ -26,7 +26,7 @@ pub(crate) struct Config {
     /// Memory in MiB that a VM gets beyond its pod's memory limit: for the guest's kernel and agent.
     pub(crate) memory_overhead: u64,
     /// Kernel parameters, added after the built-in ones.
-    pub(crate) kernel_parameters: String,
+    pub(crate) kernel_parameters: Vec<String>,
     /// Whether the guest's kernel writes its whole log to the console, which is slow.
     pub(crate) console_verbose: bool,
 }
@@ -39,7 +39,7 @@ impl Default for Config {
             vcpus: 1,
             memory: 512,
             memory_overhead: 96,
-            kernel_parameters: String::new(),
+            kernel_parameters: Vec::new(),
             console_verbose: false,
         }
     }
@@ -154,7 +154,7 @@ mod tests {
             vcpus = 2
             memory = 300
             memory_overhead = 100
-            kernel_parameters = "noxsave"
+            kernel_parameters = ["noxsave", "loglevel=7"]
             console_verbose = true
             "#,
         )
@@ -167,7 +167,7 @@ mod tests {
                 vcpus: 2,
                 memory: 300,
                 memory_overhead: 100,
-                kernel_parameters: "noxsave".into(),
+                kernel_parameters: vec!["noxsave".into(), "loglevel=7".into()],
                 console_verbose: true,
             }
         );

@@ -134,7 +134,7 @@ impl Vm {
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
             guest_cid: GUEST_CID,
-            kernel_parameters: config.kernel_parameters.clone(),
+            kernel_parameters: config.kernel_parameters.join(" "),
             console_verbose: config.console_verbose,
             files: vec![FileRole::Kernel, FileRole::Initramfs, FileRole::Share, FileRole::Vsock],
         };
