@@ -2,12 +2,12 @@
 //! test suite can exercise the server without a virtual machine:
 //!
 //! ```sh
-//! cargo run -p saya-vmm --example mount_fs -- SHARE MOUNTPOINT [--exclusive] [--writeback] [--descriptors N]
+//! cargo run -p saya-vmm --example mount_fs -- SHARE MOUNTPOINT [--exclusive] [--writeback] [--implicit-opens] [--descriptors N]
 //! umount MOUNTPOINT
 //! ```
 //!
-//! `--exclusive` caches as for files that nobody else changes, `--writeback` lets the kernel delay writes, `--descriptors`
-//! limits how many descriptors are held for inodes. It needs root and `/dev/fuse`, serves in the foreground and ends
+//! `--exclusive` caches as for files that nobody else changes, `--writeback` lets the kernel delay writes,
+//! `--implicit-opens` lets it open files without telling, `--descriptors` limits how many descriptors are held for inodes. It needs root and `/dev/fuse`, serves in the foreground and ends
 //! when the file system is unmounted.
 
 use std::error::Error;
@@ -26,24 +26,23 @@ const REQUEST_BYTES: usize = (1 << 20) + (1 << 16);
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [share, mountpoint, options @ ..] = arguments.as_slice() else {
-        return Err("usage: mount_fs SHARE MOUNTPOINT [--exclusive] [--writeback] [--descriptors N]".into());
+        return Err("usage: mount_fs SHARE MOUNTPOINT [OPTIONS]".into());
     };
     let mut caching = Caching::SHARED;
     let mut writeback = false;
+    let mut implicit_opens = false;
     let mut budget = DescriptorBudget::of_this_process();
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match option.as_str() {
             "--exclusive" => caching = Caching::EXCLUSIVE,
             "--writeback" => writeback = true,
+            "--implicit-opens" => implicit_opens = true,
             "--descriptors" => {
                 budget.inodes = options.next().ok_or("--descriptors wants a number")?.parse()?;
             }
             other => {
-                return Err(format!(
-                    "unknown option {other}: there are --exclusive, --writeback and --descriptors"
-                )
-                .into());
+                return Err(format!("unknown option {other}: see the head of this file").into());
             }
         }
     }
@@ -53,6 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         tag: "share".into(),
         cache_policy: CachePolicy::uniform(caching),
         writeback,
+        implicit_opens,
         most_inodes: 1 << 20,
     };
     let mut server = Server::with_budget(config, budget)?;

@@ -8,10 +8,11 @@ use rustix::io::Errno;
 use super::cache_policy::CachePolicy;
 use super::credentials::Credentials;
 use super::directory_stream::DirectoryBuffer;
-use super::handle_store::HandleStore;
+use super::handle_store::{HandleStore, OpenFile};
 use super::host::{DescriptorDirectory, Status};
+use super::implicit_files::{Access, ImplicitFiles, flags_for};
 use super::inode_store::InodeStore;
-use super::limits::DescriptorBudget;
+use super::limits::{DescriptorBudget, MOST_IMPLICIT_FILES};
 
 /// What to share, and how.
 #[derive(Debug)]
@@ -29,6 +30,9 @@ pub struct FsConfig {
     /// Whether the guest may delay writes. Sizes and times of cached files are then the guest's word: the host must
     /// not write to the files meanwhile.
     pub writeback: bool,
+    /// Whether the guest may open files without telling. It saves two requests for each file that is opened, and the
+    /// host's refusal to open a file (a read-only mount, an immutable file) shows only when the file is used.
+    pub implicit_opens: bool,
     /// How many inodes the guest may know; each takes about 250 bytes here. Its kernel needs at least 1 KiB of the
     /// guest's memory for each, so that as many as that memory has KiB are always enough.
     pub most_inodes: usize,
@@ -77,6 +81,7 @@ pub enum FsError {
 pub(super) struct FileSystem {
     pub(super) inodes: InodeStore,
     pub(super) handles: HandleStore,
+    pub(super) implicit_files: ImplicitFiles,
     pub(super) directory_buffer: DirectoryBuffer,
     pub(super) descriptors: DescriptorDirectory,
     pub(super) cache_policy: CachePolicy,
@@ -84,6 +89,7 @@ pub(super) struct FileSystem {
     pub(super) io_vectors: Vec<libc::iovec>,
     pub(super) session: Session,
     pub(super) writeback_allowed: bool,
+    pub(super) implicit_opens: bool,
 }
 
 /// What was agreed on at mount.
@@ -119,6 +125,7 @@ impl FileSystem {
         Ok(Self {
             inodes,
             handles: HandleStore::new(budget.handles),
+            implicit_files: ImplicitFiles::new(budget.handles.min(MOST_IMPLICIT_FILES)),
             directory_buffer: DirectoryBuffer::new(),
             descriptors,
             cache_policy: config.cache_policy,
@@ -126,15 +133,48 @@ impl FileSystem {
             io_vectors: Vec::new(),
             session: Session::default(),
             writeback_allowed: config.writeback,
+            implicit_opens: config.implicit_opens,
         })
     }
 
     /// Forgets everything that the guest knew.
     pub(super) fn begin_session(&mut self) {
         self.handles.clear();
+        self.implicit_files.clear();
         self.directory_buffer.forget();
         self.inodes.forget_all();
         self.session = Session::default();
+    }
+
+    /// The open file that a request means: that with this handle, or that of `node` where opens go unannounced.
+    ///
+    /// # Errors
+    /// `EBADF` or `EISDIR` for a handle that is not an open file's; `EINVAL` or `EISDIR` for an inode that is not a
+    /// regular file; else what the host returned.
+    pub(super) fn open_file(
+        &mut self,
+        node: u64,
+        handle: u64,
+        access: Access,
+    ) -> Result<&mut OpenFile, Errno> {
+        if handle != 0 || !self.implicit_opens {
+            return self.handles.file(handle);
+        }
+        if self.implicit_files.get(node, access).is_none() {
+            self.open_implicitly(node, access)?;
+        }
+        self.implicit_files.get(node, access).ok_or(Errno::BADF)
+    }
+
+    fn open_implicitly(&mut self, node: u64, access: Access) -> Result<(), Errno> {
+        match self.inodes.peek(node)?.file_type() {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(Errno::ISDIR),
+            _ => return Err(Errno::INVAL),
+        }
+        let flags = flags_for(access);
+        let descriptor = self.open_node(node, flags)?;
+        self.implicit_files.insert(node, OpenFile::new(descriptor, flags)).map(drop)
     }
 
     /// Opens a regular file or directory that the guest knows anew.

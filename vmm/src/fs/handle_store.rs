@@ -32,6 +32,14 @@ impl OpenFile {
         self.writable
     }
 
+    /// Another descriptor of the same open file.
+    ///
+    /// # Errors
+    /// What `fcntl(F_DUPFD_CLOEXEC)` returned.
+    pub(super) fn try_clone(&self) -> Result<OwnedFd, Errno> {
+        rustix::io::fcntl_dupfd_cloexec(&self.descriptor, 0)
+    }
+
     /// Makes the open file's flags those that the guest's open file has now.
     ///
     /// # Errors
@@ -92,19 +100,6 @@ impl HandleStore {
             Some(Handle::Directory(_)) => Err(Errno::ISDIR),
             None => Err(Errno::BADF),
         }
-    }
-
-    /// Two open files.
-    ///
-    /// # Errors
-    /// As [`file`](Self::file).
-    pub(super) fn files(&self, first: u64, second: u64) -> Result<(&OpenFile, &OpenFile), Errno> {
-        let file = |number| match self.handles.get(number) {
-            Some(Handle::File(file)) => Ok(file),
-            Some(Handle::Directory(_)) => Err(Errno::ISDIR),
-            None => Err(Errno::BADF),
-        };
-        Ok((file(first)?, file(second)?))
     }
 
     /// The open directory with this number.

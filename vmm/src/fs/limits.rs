@@ -8,6 +8,8 @@ const RESERVED_DESCRIPTORS: u64 = 512;
 const MOST_INODE_DESCRIPTORS: usize = 16 * 1024;
 /// The most files and directories that the guest may have open.
 const MOST_HANDLES: usize = 64 * 1024;
+/// The most files that are kept open for a guest that does not announce its opens.
+pub(super) const MOST_IMPLICIT_FILES: usize = 4096;
 /// The longest name of a file (`NAME_MAX`, linux/limits.h).
 pub(super) const NAME_BYTES: usize = 255;
 /// The longest target of a symbolic link (`PATH_MAX`, linux/limits.h).

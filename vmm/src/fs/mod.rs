@@ -4,7 +4,7 @@
 //! - [`buffers`]: where a request is read from and its reply written to.
 //! - [`server`]: decodes a request, calls the operation, encodes the reply.
 //! - [`operations`]: what each request does to the host's files.
-//! - [`inode_store`] and [`handle_store`]: what the guest knows by number.
+//! - [`inode_store`], [`handle_store`] and [`implicit_files`]: what the guest knows by number.
 //! - [`credentials`]: as whom a request acts.
 //! - [`cache_policy`]: how long the guest may trust what it was told.
 //!
@@ -20,6 +20,7 @@ mod directory_stream;
 mod file_system;
 mod handle_store;
 mod host;
+mod implicit_files;
 mod inode_store;
 mod limits;
 mod operations;

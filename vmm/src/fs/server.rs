@@ -9,7 +9,7 @@ use super::file_system::{FileSystem, FsConfig, FsError};
 use super::limits::{DescriptorBudget, NAME_BYTES, PATH_BYTES, REQUEST_BYTES, XATTR_BYTES};
 use super::operations::{Caller, Listing, Xattr};
 use super::wire::{
-    AccessIn, BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, ForgetIn, ForgetOne, FsyncIn,
+    AccessIn, BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, ForgetIn, ForgetOne, FsyncIn,
     GetxattrIn, GetxattrOut, InHeader, InitIn, LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, Opcode, OpenIn,
     OutHeader, ReadIn, ReleaseIn, Rename2In, RenameIn, SETXATTR_IN_SHORT, SetattrIn, SetxattrIn, StatxIn,
     Truncated, Wire, WriteIn, WriteOut,
@@ -87,7 +87,7 @@ impl Server {
 
     /// How many files and directories the guest has open.
     pub fn handles(&self) -> usize {
-        self.file_system.handles.len()
+        self.file_system.handles.len() + self.file_system.implicit_files.len()
     }
 
     /// Serves one request: reads it from `buffers.readable`, does what it says and writes the reply to
@@ -138,7 +138,7 @@ impl Server {
             return without_reply(opcode, Errno::INVAL);
         }
         if opcode == Opcode::Write {
-            return self.write(length, buffers);
+            return self.write(header.node, length, buffers);
         }
         let length = (length - InHeader::SIZE)
             .checked_sub(usize::from(header.extension_length) * 8)
@@ -157,7 +157,7 @@ impl Server {
         }
     }
 
-    fn write(&mut self, length: usize, buffers: &Buffers<'_>) -> Result<Answer, Errno> {
+    fn write(&mut self, node: u64, length: usize, buffers: &Buffers<'_>) -> Result<Answer, Errno> {
         let mut bytes = [0; WriteIn::SIZE];
         let begin = InHeader::SIZE + WriteIn::SIZE;
         if length < begin {
@@ -168,7 +168,7 @@ impl Server {
         if usize::try_from(request.size).unwrap_or(usize::MAX) > length - begin {
             return Err(Errno::INVAL);
         }
-        let written = self.file_system.write(&request, &buffers.readable, begin)?;
+        let written = self.file_system.write(node, &request, &buffers.readable, begin)?;
         let size = u32::try_from(written).map_err(|_| Errno::IO)?;
         self.body(&WriteOut { size, padding: 0 })
     }
@@ -187,7 +187,6 @@ impl Server {
             Opcode::Read
             | Opcode::Readdir
             | Opcode::Readdirplus
-            | Opcode::Flush
             | Opcode::Release
             | Opcode::Releasedir
             | Opcode::Fsync
@@ -229,6 +228,8 @@ impl Server {
             Opcode::Getlk
             | Opcode::Setlk
             | Opcode::Setlkw
+            // Nothing happens when a descriptor is closed: the client need not ask again.
+            | Opcode::Flush
             | Opcode::Write
             | Opcode::Bmap
             | Opcode::Poll
@@ -371,7 +372,7 @@ impl Server {
         match opcode {
             Opcode::Read => {
                 let request = arguments.take::<ReadIn>()?;
-                return files.read(&request, writable, OutHeader::SIZE).map(Answer::InPlace);
+                return files.read(header.node, &request, writable, OutHeader::SIZE).map(Answer::InPlace);
             }
             Opcode::Readdir | Opcode::Readdirplus => {
                 let request = arguments.take::<ReadIn>()?;
@@ -382,18 +383,17 @@ impl Server {
                 };
                 files.readdir(header.node, &request, listing, room, &mut self.reply)?;
             }
-            Opcode::Flush => files.flush(arguments.take::<FlushIn>()?.handle)?,
             Opcode::Release => files.release(arguments.take::<ReleaseIn>()?.handle)?,
             Opcode::Releasedir => files.releasedir(arguments.take::<ReleaseIn>()?.handle)?,
-            Opcode::Fsync => files.fsync(&arguments.take::<FsyncIn>()?)?,
+            Opcode::Fsync => files.fsync(header.node, &arguments.take::<FsyncIn>()?)?,
             Opcode::Fsyncdir => files.fsyncdir(&arguments.take::<FsyncIn>()?)?,
-            Opcode::Fallocate => files.fallocate(&arguments.take::<FallocateIn>()?)?,
+            Opcode::Fallocate => files.fallocate(header.node, &arguments.take::<FallocateIn>()?)?,
             Opcode::Lseek => {
-                let offset = files.lseek(&arguments.take::<LseekIn>()?)?;
+                let offset = files.lseek(header.node, &arguments.take::<LseekIn>()?)?;
                 LseekOut { offset }.put(&mut self.reply);
             }
             _ => {
-                let size = files.copy_file_range(&arguments.take::<CopyFileRangeIn>()?)?;
+                let size = files.copy_file_range(header.node, &arguments.take::<CopyFileRangeIn>()?)?;
                 WriteOut { size, padding: 0 }.put(&mut self.reply);
             }
         }

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 use super::Caller;
 use crate::fs::file_system::FileSystem;
 use crate::fs::host::{GUEST_ATTRIBUTES, Status, name_of};
+use crate::fs::implicit_files::Access;
 use crate::fs::wire::{AttributesOut, SetattrIn, SetattrValid, StatfsOut, StatxOut, StatxTime};
 
 impl FileSystem {
@@ -132,7 +133,7 @@ impl FileSystem {
     fn set_size(&mut self, node: u64, valid: SetattrValid, request: &SetattrIn) -> Result<(), Errno> {
         self.credentials.keep_set_id(!valid.contains(SetattrValid::KILL_SUIDGID))?;
         if valid.contains(SetattrValid::FH) {
-            let file = self.handles.file(request.handle)?;
+            let file = self.open_file(node, request.handle, Access::Write)?;
             if file.is_writable() {
                 return rustix::fs::ftruncate(file, request.size);
             }

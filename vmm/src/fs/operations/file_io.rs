@@ -12,6 +12,7 @@ use crate::fs::cache_policy::Place;
 use crate::fs::file_system::FileSystem;
 use crate::fs::handle_store::{Handle, OpenFile};
 use crate::fs::host::open_beneath;
+use crate::fs::implicit_files::Access;
 use crate::fs::wire::{
     CreateIn, EntryOut, FSYNC_DATA_ONLY, FsyncIn, OPEN_KILL_SUIDGID, OpenIn, OpenOut, OpenOutFlags, ReadIn,
     WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn,
@@ -30,9 +31,16 @@ impl FileSystem {
     /// Opens the regular file `node`.
     ///
     /// # Errors
-    /// `EISDIR` for a directory, `EINVAL` for anything else that is not a regular file; `ENFILE` when the guest has
+    /// `ENOSYS` where opens go unannounced: the guest does not ask again; `EISDIR` for a directory, `EINVAL` for anything else that is not a regular file; `ENFILE` when the guest has
     /// open as much as it may; else what the host returned.
     pub(in crate::fs) fn open(&mut self, node: u64, request: &OpenIn) -> Result<OpenOut, Errno> {
+        if self.implicit_opens {
+            return Err(Errno::NOSYS);
+        }
+        self.open_announced(node, request)
+    }
+
+    fn open_announced(&mut self, node: u64, request: &OpenIn) -> Result<OpenOut, Errno> {
         let inode = self.inodes.peek(node)?;
         match inode.file_type() {
             FileType::RegularFile => {}
@@ -45,7 +53,7 @@ impl FileSystem {
             self.credentials.keep_set_id(request.open_flags & OPEN_KILL_SUIDGID == 0)?;
         }
         let descriptor = self.open_node(node, flags)?;
-        self.opened(descriptor, flags, place)
+        self.opened(node, descriptor, flags, place)
     }
 
     /// Makes and opens a regular file, or opens it if it is there already.
@@ -70,7 +78,7 @@ impl FileSystem {
             Err(Errno::EXIST) if !OFlags::from_bits_retain(request.flags).contains(OFlags::EXCL) => {
                 let entry = self.lookup(parent, name)?;
                 let request = OpenIn { flags: request.flags, open_flags: request.open_flags };
-                match self.open(entry.node, &request) {
+                match self.open_announced(entry.node, &request) {
                     Ok(open) => Ok((entry, open)),
                     Err(error) => {
                         self.forget(entry.node, 1);
@@ -106,20 +114,21 @@ impl FileSystem {
     /// `EBADF` or `EISDIR` for a handle that is not an open file's; else what `preadv` returned.
     pub(in crate::fs) fn read(
         &mut self,
+        node: u64,
         request: &ReadIn,
         into: &Segments<'_>,
         begin: usize,
     ) -> Result<usize, Errno> {
-        let file = self.handles.file(request.handle)?;
-        file.follow(OFlags::from_bits_retain(request.flags))?;
         let offset = i64::try_from(request.offset).map_err(|_| Errno::INVAL)?;
         let length = usize::try_from(request.size).unwrap_or(usize::MAX);
         into.io_vectors(begin, length, &mut self.io_vectors);
         let count = vector_count(&self.io_vectors)?;
+        let file = self.open_file(node, request.handle, Access::Read)?;
+        file.follow(OFlags::from_bits_retain(request.flags))?;
+        let file = file.as_fd().as_raw_fd();
         // SAFETY: each vector lies in memory that `into` borrows for longer than this call and that Rust code
         // accesses as volatile memory only; the kernel writes to the vectors and to nothing else.
-        let result =
-            unsafe { libc::preadv64(file.as_fd().as_raw_fd(), self.io_vectors.as_ptr(), count, offset) };
+        let result = unsafe { libc::preadv64(file, self.io_vectors.as_ptr(), count, offset) };
         io_result(result as libc::c_long)
     }
 
@@ -129,42 +138,35 @@ impl FileSystem {
     /// `EBADF` or `EISDIR` for a handle that is not an open file's; else what `pwritev` returned.
     pub(in crate::fs) fn write(
         &mut self,
+        node: u64,
         request: &WriteIn,
         from: &Segments<'_>,
         begin: usize,
     ) -> Result<usize, Errno> {
         self.credentials.keep_set_id(request.write_flags & WRITE_KILL_SUIDGID == 0)?;
-        let file = self.handles.file(request.handle)?;
         let mut flags = OFlags::from_bits_retain(request.flags);
         if self.session.writeback || request.write_flags & WRITE_CACHE != 0 {
             // The guest has worked out the offset already, and another open file's flags may lend their name.
             flags -= OFlags::APPEND;
         }
-        file.follow(flags)?;
         let offset = i64::try_from(request.offset).map_err(|_| Errno::INVAL)?;
         let length = usize::try_from(request.size).unwrap_or(usize::MAX);
         from.io_vectors(begin, length, &mut self.io_vectors);
         let count = vector_count(&self.io_vectors)?;
+        let file = self.open_file(node, request.handle, Access::Write)?;
+        file.follow(flags)?;
+        let file = file.as_fd().as_raw_fd();
         // SAFETY: each vector lies in memory that `from` borrows for longer than this call; the kernel only reads it.
-        let result =
-            unsafe { libc::pwritev64(file.as_fd().as_raw_fd(), self.io_vectors.as_ptr(), count, offset) };
+        let result = unsafe { libc::pwritev64(file, self.io_vectors.as_ptr(), count, offset) };
         io_result(result as libc::c_long)
-    }
-
-    /// A descriptor of an open file was closed in the guest.
-    ///
-    /// # Errors
-    /// `EBADF` or `EISDIR` for a handle that is not an open file's.
-    pub(in crate::fs) fn flush(&mut self, handle: u64) -> Result<(), Errno> {
-        self.handles.file(handle).map(drop)
     }
 
     /// Brings an open file to disk.
     ///
     /// # Errors
     /// `EBADF` or `EISDIR` for a handle that is not an open file's; else what `fsync` returned.
-    pub(in crate::fs) fn fsync(&mut self, request: &FsyncIn) -> Result<(), Errno> {
-        let file = self.handles.file(request.handle)?;
+    pub(in crate::fs) fn fsync(&mut self, node: u64, request: &FsyncIn) -> Result<(), Errno> {
+        let file = self.open_file(node, request.handle, Access::Read)?;
         match request.flags & FSYNC_DATA_ONLY {
             0 => rustix::fs::fsync(file),
             _ => rustix::fs::fdatasync(file),
@@ -188,17 +190,30 @@ impl FileSystem {
             return Err(Errno::INVAL);
         }
         if self.session.writeback {
-            // The guest reads the rest of a page that it writes a part of, and does its own appending.
+            // The guest does its own appending.
             flags -= OFlags::APPEND;
-            if access == OFlags::WRONLY {
-                flags = (flags - OFlags::ACCMODE) | OFlags::RDWR;
-            }
+        }
+        if (self.session.writeback || self.implicit_opens) && access == OFlags::WRONLY {
+            // The guest reads the rest of a page that it writes a part of, or reads by the same open file.
+            flags = (flags - OFlags::ACCMODE) | OFlags::RDWR;
         }
         Ok(flags)
     }
 
-    fn opened(&mut self, descriptor: OwnedFd, flags: OFlags, place: Place) -> Result<OpenOut, Errno> {
-        let handle = self.handles.insert(Handle::File(OpenFile::new(descriptor, flags)))?;
+    fn opened(
+        &mut self,
+        node: u64,
+        descriptor: OwnedFd,
+        flags: OFlags,
+        place: Place,
+    ) -> Result<OpenOut, Errno> {
+        let file = OpenFile::new(descriptor, flags);
+        let handle = if self.implicit_opens {
+            self.implicit_files.insert(node, file)?;
+            0
+        } else {
+            self.handles.insert(Handle::File(file))?
+        };
         let mut open_flags = OpenOutFlags::NOFLUSH;
         if self.cache_policy.inode(place).keep_contents {
             open_flags |= OpenOutFlags::KEEP_CACHE;
@@ -216,7 +231,7 @@ impl FileSystem {
         let inode = self.descriptors.reopen(&descriptor, OFlags::PATH)?;
         let entry = self.entry(parent, name, inode)?;
         let place = self.inodes.peek(entry.node)?.place();
-        match self.opened(descriptor, flags, place) {
+        match self.opened(entry.node, descriptor, flags, place) {
             Ok(open) => Ok((entry, open)),
             Err(error) => {
                 self.forget(entry.node, 1);

@@ -38,6 +38,9 @@ impl FileSystem {
     /// The guest gives up `lookups` lookups of `node`.
     pub(in crate::fs) fn forget(&mut self, node: u64, lookups: u64) {
         self.inodes.forget(node, lookups);
+        if self.implicit_opens && self.inodes.peek(node).is_err() {
+            self.implicit_files.remove(node);
+        }
     }
 
     /// Counts a lookup of the file behind `descriptor`, which is `name` in the directory `parent`, and describes it.

@@ -55,7 +55,6 @@ impl FileSystem {
 
     fn wanted(&self) -> InitFlags {
         let mut wanted = InitFlags::ASYNC_READ
-            | InitFlags::ATOMIC_O_TRUNC
             | InitFlags::BIG_WRITES
             | InitFlags::DONT_MASK
             | InitFlags::AUTO_INVAL_DATA
@@ -70,6 +69,8 @@ impl FileSystem {
             | InitFlags::HANDLE_KILLPRIV_V2
             | InitFlags::SETXATTR_EXT
             | InitFlags::INIT_EXT;
+        // With unannounced opens the truncation must come on its own.
+        wanted.set(InitFlags::ATOMIC_O_TRUNC, !self.implicit_opens);
         wanted.set(InitFlags::WRITEBACK_CACHE, self.writeback_allowed);
         wanted
     }

@@ -4,6 +4,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::fs::file_system::FileSystem;
+use crate::fs::implicit_files::Access;
 use crate::fs::limits::COPY_BYTES;
 use crate::fs::wire::{CopyFileRangeIn, FallocateIn, LseekIn};
 
@@ -17,9 +18,9 @@ impl FileSystem {
     /// # Errors
     /// `EOPNOTSUPP` for an unknown mode; `EBADF` or `EISDIR` for a handle that is not an open file's; else what
     /// `fallocate` returned.
-    pub(in crate::fs) fn fallocate(&mut self, request: &FallocateIn) -> Result<(), Errno> {
+    pub(in crate::fs) fn fallocate(&mut self, node: u64, request: &FallocateIn) -> Result<(), Errno> {
         let mode = FallocateFlags::from_bits(request.mode).ok_or(Errno::OPNOTSUPP)?;
-        let file = self.handles.file(request.handle)?;
+        let file = self.open_file(node, request.handle, Access::Write)?;
         rustix::fs::fallocate(file, mode, request.offset, request.length)
     }
 
@@ -27,14 +28,14 @@ impl FileSystem {
     ///
     /// # Errors
     /// `EINVAL` for another kind of seek, which the guest does by itself; else what `lseek` returned.
-    pub(in crate::fs) fn lseek(&mut self, request: &LseekIn) -> Result<u64, Errno> {
+    pub(in crate::fs) fn lseek(&mut self, node: u64, request: &LseekIn) -> Result<u64, Errno> {
         let to = match request.whence {
             SEEK_DATA => SeekFrom::Data(request.offset),
             SEEK_HOLE => SeekFrom::Hole(request.offset),
             _ => return Err(Errno::INVAL),
         };
         // All reads and writes name their offset, so that moving the host's file position does no harm.
-        rustix::fs::seek(self.handles.file(request.handle)?, to)
+        rustix::fs::seek(self.open_file(node, request.handle, Access::Read)?, to)
     }
 
     /// Copies between two open files and returns how many bytes it was; it may be fewer than asked for.
@@ -42,11 +43,16 @@ impl FileSystem {
     /// # Errors
     /// `EINVAL` for unknown flags; `EBADF` or `EISDIR` for handles that are not open files'; else what
     /// `copy_file_range` returned.
-    pub(in crate::fs) fn copy_file_range(&mut self, request: &CopyFileRangeIn) -> Result<u32, Errno> {
+    pub(in crate::fs) fn copy_file_range(
+        &mut self,
+        node: u64,
+        request: &CopyFileRangeIn,
+    ) -> Result<u32, Errno> {
         if request.flags != 0 {
             return Err(Errno::INVAL);
         }
-        let (from, to) = self.handles.files(request.handle_in, request.handle_out)?;
+        let to = self.open_file(request.node_out, request.handle_out, Access::Write)?.try_clone()?;
+        let from = self.open_file(node, request.handle_in, Access::Read)?;
         let (mut offset_in, mut offset_out) = (request.offset_in, request.offset_out);
         let length = usize::try_from(request.length.min(COPY_BYTES)).unwrap_or(usize::MAX);
         let copied =

@@ -49,7 +49,7 @@ fn attributes_are_set() {
                 node,
                 SetattrIn {
                     valid: valid.bits(),
-                    mode: libc::S_IFREG | 0o4711,
+                    mode: libc::S_IFREG | 0o711,
                     size: 200,
                     atime: 5,
                     atime_nanoseconds: 6,
@@ -60,7 +60,7 @@ fn attributes_are_set() {
             )
             .unwrap()
             .attributes;
-        assert_eq!((out.size, out.mode), (200, libc::S_IFREG | 0o4711));
+        assert_eq!((out.size, out.mode), (200, libc::S_IFREG | 0o711));
         assert_eq!((out.atime, out.atime_nanoseconds), (5, 6));
         assert_eq!((out.mtime as i64, out.mtime_nanoseconds), (-1, 8), "before 1970");
         let now = SetattrIn { valid: SetattrValid::MTIME_NOW.bits(), ..SetattrIn::default() };

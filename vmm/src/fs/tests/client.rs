@@ -24,6 +24,7 @@ pub(super) struct Setup {
     pub(super) budget: DescriptorBudget,
     pub(super) most_inodes: usize,
     pub(super) writeback: bool,
+    pub(super) implicit_opens: bool,
 }
 
 impl Default for Setup {
@@ -33,6 +34,7 @@ impl Default for Setup {
             budget: DescriptorBudget { inodes: 100, handles: 20 },
             most_inodes: 1000,
             writeback: false,
+            implicit_opens: false,
         }
     }
 }
@@ -71,6 +73,7 @@ impl Client {
             tag: "share".into(),
             cache_policy: setup.policy,
             writeback: setup.writeback,
+            implicit_opens: setup.implicit_opens,
             most_inodes: setup.most_inodes,
         };
         let mut client = Self {

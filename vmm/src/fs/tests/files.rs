@@ -5,8 +5,8 @@ use rustix::fs::OFlags;
 use super::client::{Setup, text, with_client, with_setup};
 use crate::fs::DescriptorBudget;
 use crate::fs::wire::{
-    CopyFileRangeIn, CreateIn, EntryOut, FallocateIn, FlushIn, FsyncIn, LinkIn, LseekIn, LseekOut, Opcode,
-    ROOT_ID, ReadIn, WRITE_CACHE, Wire, WriteIn, WriteOut,
+    CopyFileRangeIn, CreateIn, EntryOut, FallocateIn, FsyncIn, LinkIn, LseekIn, LseekOut, Opcode, ROOT_ID,
+    ReadIn, WRITE_CACHE, Wire, WriteIn, WriteOut,
 };
 
 #[test]
@@ -189,8 +189,6 @@ fn handles_are_bounded_and_wrong_ones_are_refused() {
             assert_eq!(client.write(handle, 0, b"x").unwrap_err(), libc::EBADF);
             let fsync = FsyncIn { handle, ..FsyncIn::default() };
             assert_eq!(client.tell(Opcode::Fsync, entry.node, &fsync, b"").unwrap_err(), libc::EBADF);
-            let flush = FlushIn { handle, ..FlushIn::default() };
-            assert_eq!(client.tell(Opcode::Flush, entry.node, &flush, b"").unwrap_err(), libc::EBADF);
         }
         let directory: crate::fs::wire::OpenOut = client.ask(Opcode::Opendir, ROOT_ID, &0_u64, b"").unwrap();
         assert_eq!(client.read(directory.handle, 0, 1).unwrap_err(), libc::EISDIR);
@@ -275,8 +273,6 @@ fn files_and_the_file_system_are_brought_to_disk() {
             let fsync = FsyncIn { handle: open.handle, flags, padding: 0 };
             client.tell(Opcode::Fsync, entry.node, &fsync, b"").unwrap();
         }
-        let flush = FlushIn { handle: open.handle, ..FlushIn::default() };
-        client.tell(Opcode::Flush, entry.node, &flush, b"").unwrap();
         client.call(Opcode::Syncfs, ROOT_ID, &[0; 8]).unwrap();
     });
 }
@@ -300,7 +296,8 @@ fn what_the_server_does_not_do_has_its_own_error() {
     with_client(|client| {
         let (entry, _) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o644, 0).unwrap();
         assert_eq!(client.call(Opcode::Ioctl, entry.node, &[0; 32]).unwrap_err(), libc::ENOTTY);
-        for opcode in [Opcode::Bmap, Opcode::Poll, Opcode::Setupmapping, Opcode::Removemapping] {
+        for opcode in [Opcode::Flush, Opcode::Bmap, Opcode::Poll, Opcode::Setupmapping, Opcode::Removemapping]
+        {
             assert_eq!(client.call(opcode, entry.node, &[0; 64]).unwrap_err(), libc::ENOSYS, "{opcode:?}");
         }
     });

@@ -8,5 +8,6 @@ mod directories;
 mod eviction;
 mod files;
 mod hostile;
+mod implicit;
 mod names;
 mod xattrs;

@@ -55,6 +55,7 @@ impl Driver {
             tag: "share".into(),
             cache_policy: CachePolicy::uniform(Caching::NONE),
             writeback: false,
+            implicit_opens: false,
             most_inodes: 100,
         })
         .unwrap();
