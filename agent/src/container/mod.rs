@@ -9,9 +9,10 @@ mod spawn;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::cgroup::Cgroup;
+use self::cgroup::{Cgroup, events};
 use self::plan::{ContainerPlan, ProcessPlan};
 use crate::error::{Action, Error, Result};
 use crate::process::{Process, State};
@@ -39,6 +40,7 @@ pub(crate) struct Container {
     /// Additional processes by their exec ids; `None` while one is made.
     others: Mutex<HashMap<String, Option<Arc<Process>>>>,
     user_namespace: bool,
+    paused: AtomicBool,
     /// What additional processes take over from the container.
     seccomp: Option<seccomp::Filter>,
     personality: Option<libc::c_ulong>,
@@ -52,6 +54,10 @@ impl Container {
         surroundings: &Surroundings,
     ) -> Result<Arc<Self>> {
         let cgroup = Cgroup::create(&surroundings.cgroup_root, plan.cgroups_path.as_deref(), &plan.id)?;
+        if let Err(error) = cgroup.limit(&plan.resources) {
+            discard(&cgroup);
+            return Err(error);
+        }
         let first = match spawn::first_process(plan, &cgroup, streams, surroundings).await {
             Ok(first) => first,
             Err(error) => {
@@ -64,6 +70,7 @@ impl Container {
             cgroup,
             first,
             others: Mutex::default(),
+            paused: AtomicBool::new(false),
             user_namespace: plan.namespaces.has_user_namespace(),
             seccomp: plan.process.seccomp.clone(),
             personality: plan.process.personality,
@@ -80,9 +87,7 @@ impl Container {
         streams: StreamNumbers,
         surroundings: &Surroundings,
     ) -> Result<Arc<Process>> {
-        if let State::Exited(_) = self.first.state() {
-            return Err(self.first.wrong_state("exec in"));
-        }
+        self.check_lively("exec in")?;
         self.reserve(exec_id)?;
         plan.seccomp.clone_from(&self.seccomp);
         plan.personality = self.personality;
@@ -174,6 +179,49 @@ impl Container {
         self.cgroup.kill()?;
         self.cgroup.emptied().await?;
         self.cgroup.remove()
+    }
+
+    /// Stops all its processes.
+    pub(crate) async fn pause(&self) -> Result<()> {
+        self.check_lively("pause")?;
+        self.cgroup.freeze().await?;
+        self.paused.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets its processes go on.
+    pub(crate) async fn resume(&self) -> Result<()> {
+        if !self.paused.load(Ordering::Relaxed) {
+            return Err(self.first.wrong_state("resume"));
+        }
+        self.cgroup.thaw().await?;
+        self.paused.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Neither ended nor paused.
+    fn check_lively(&self, action: &'static str) -> Result<()> {
+        if let State::Exited(_) = self.first.state() {
+            return Err(self.first.wrong_state(action));
+        }
+        if self.paused.load(Ordering::Relaxed) {
+            return Err(Error::WrongState { action, subject: self.first.subject(), state: "paused" });
+        }
+        Ok(())
+    }
+
+    /// Answers with the kernel's count of processes that it has ended for want of memory, when it is above `seen`;
+    /// with nothing when the container has ended.
+    pub(crate) async fn out_of_memory(&self, seen: u64) -> Result<Option<u64>> {
+        let count = |text: &str| events::value(text, "oom_kill").filter(|count| *count > seen);
+        let file = self.cgroup.file("memory.events");
+        let reached = events::wait_for(&file, |text| count(text).is_some());
+        tokio::select! {
+            biased;
+            result = reached => result?,
+            _ = self.first.wait() => {}
+        }
+        Ok(self.cgroup.read("memory.events")?.as_deref().and_then(count))
     }
 
     /// Its cgroup.

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rustix::termios::{Winsize, tcsetwinsize};
 use saya_agent_api::agent::{
-    ConfigureSandboxRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest, CreateResponse,
-    Empty, GuestProcess, ListProcessesResponse, ProcessRequest, ReleaseSharePathRequest,
-    ResizeTerminalRequest, SignalProcessRequest, WaitProcessResponse,
+    ConfigureSandboxRequest, ContainerRequest, ContainerStatsResponse, CreateContainerRequest,
+    CreateProcessRequest, CreateResponse, Empty, GuestProcess, ListProcessesResponse, ProcessRequest,
+    ReleaseSharePathRequest, ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest,
+    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use saya_agent_api::service::Agent;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::container::check_id;
-use crate::container::plan::{ContainerPlan, ProcessPlan};
+use crate::container::plan::{self, ContainerPlan, ProcessPlan};
 use crate::error::{Action, Error, Result};
 use crate::power;
 use crate::process::Process;
@@ -82,6 +83,11 @@ impl Service {
         let size = window(request.columns, request.rows);
         let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(terminal.get_ref(), size).action(|| "set the terminal's size".to_owned())
+    }
+
+    fn update(&self, request: &UpdateContainerRequest) -> Result<()> {
+        let container = self.sandbox.container(&request.container_id)?;
+        container.cgroup().update(&plan::parse(&request.oci_resources)?)
     }
 
     async fn delete(&self, request: ProcessRequest) -> Result<()> {
@@ -180,6 +186,54 @@ impl Agent for Service {
         request: ContainerRequest,
     ) -> ttrpc::Result<ListProcessesResponse> {
         Ok(self.list(&request)?)
+    }
+
+    async fn pause_container(
+        &self,
+        _context: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let container = self.sandbox.container(&request.container_id)?;
+        empty(unaborted(async move { container.pause().await }).await)
+    }
+
+    async fn resume_container(
+        &self,
+        _context: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let container = self.sandbox.container(&request.container_id)?;
+        empty(unaborted(async move { container.resume().await }).await)
+    }
+
+    async fn update_container(
+        &self,
+        _context: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        empty(self.update(&request))
+    }
+
+    async fn container_stats(
+        &self,
+        _context: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        let files = self.sandbox.container(&request.container_id)?.cgroup().statistics()?;
+        Ok(ContainerStatsResponse { files, ..ContainerStatsResponse::default() })
+    }
+
+    async fn wait_out_of_memory(
+        &self,
+        _context: &TtrpcContext,
+        request: WaitOutOfMemoryRequest,
+    ) -> ttrpc::Result<WaitOutOfMemoryResponse> {
+        let count = self.sandbox.container(&request.container_id)?.out_of_memory(request.seen).await?;
+        Ok(WaitOutOfMemoryResponse {
+            count: count.unwrap_or(request.seen),
+            ended: count.is_none(),
+            ..WaitOutOfMemoryResponse::default()
+        })
     }
 
     async fn release_share_path(

@@ -1,5 +1,6 @@
 //! The system calls that no crate in use wraps, each in a safe function.
 
+pub(crate) mod bpf;
 pub(crate) mod clone;
 pub(crate) mod mount;
 pub(crate) mod vsock;

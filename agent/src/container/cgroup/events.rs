@@ -48,7 +48,7 @@ fn drain(inotify: &OwnedFd) -> io::Result<()> {
 }
 
 /// Waits until `done` holds for what the file says. A file that is gone has nothing more to say.
-pub(super) async fn wait_for(file: &Path, done: impl Fn(&str) -> bool) -> Result<()> {
+pub(crate) async fn wait_for(file: &Path, done: impl Fn(&str) -> bool) -> Result<()> {
     let action = || format!("watch {}", file.display());
     let changes = match Changes::of(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -1,16 +1,24 @@
 //! A container's cgroup (cgroup v2).
 
-mod events;
+mod devices;
+pub(crate) mod events;
+mod freezer;
+mod limits;
 mod path;
+mod statistics;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Pid;
 
+use self::devices::DeviceFilter;
+use self::limits::{Setting, WithoutFile};
 use crate::error::{Action, Error, Result, SpecError};
 
 /// Where the guest has its cgroup tree.
@@ -21,6 +29,8 @@ pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 pub(crate) struct Cgroup {
     root: PathBuf,
     directory: PathBuf,
+    /// The program that decides about devices; there is one from [`Cgroup::limit`] on.
+    devices: Mutex<Option<DeviceFilter>>,
 }
 
 impl Cgroup {
@@ -37,12 +47,65 @@ impl Cgroup {
                 result => result.action(|| format!("make the cgroup {}", directory.display()))?,
             }
         }
-        let cgroup = Self { root: root.to_owned(), directory };
+        let cgroup = Self { root: root.to_owned(), directory, devices: Mutex::default() };
         if !cgroup.processes()?.is_empty() {
             let problem = format!("{} has processes of another container", relative.display());
             return Err(SpecError::invalid("linux.cgroupsPath", problem).into());
         }
         Ok(cgroup)
+    }
+
+    /// Sets the limits of a new container, and which devices it may use.
+    pub(crate) fn limit(&self, resources: &LinuxResources) -> Result<()> {
+        self.apply(&limits::settings(resources)?)?;
+        self.allow_devices(resources.devices().as_deref().unwrap_or_default())
+    }
+
+    /// Changes what `resources` names and leaves the rest.
+    pub(crate) fn update(&self, resources: &LinuxResources) -> Result<()> {
+        let settings = limits::settings(resources)?;
+        self.check_before_update(resources)?;
+        self.apply(&settings)?;
+        match resources.devices() {
+            Some(rules) => self.allow_devices(rules),
+            None => Ok(()),
+        }
+    }
+
+    fn apply(&self, settings: &[Setting]) -> Result<()> {
+        for Setting { field, file, value, without_file } in settings {
+            match write_file(&self.file(file), value) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => match without_file {
+                    WithoutFile::Pass => {}
+                    WithoutFile::Refuse => {
+                        let problem = format!("the guest's kernel has no {file}");
+                        return Err(SpecError::not_supported(field, problem).into());
+                    }
+                },
+                result => result.action(|| format!("set {field}: write {value:?} to {file}"))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn allow_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<()> {
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        *devices = Some(DeviceFilter::attach(self.open()?, rules, devices.as_ref())?);
+        Ok(())
+    }
+
+    /// The kernel would end processes to get below a new limit; `checkBeforeUpdate` asks for an error instead.
+    fn check_before_update(&self, resources: &LinuxResources) -> Result<()> {
+        let memory = resources.memory().unwrap_or_default();
+        let (Some(true), Some(limit)) = (memory.check_before_update(), memory.limit()) else {
+            return Ok(());
+        };
+        let used = self.read("memory.current")?.and_then(|text| text.trim().parse::<i64>().ok()).unwrap_or(0);
+        if limit > 0 && used > limit {
+            let problem = format!("is {limit}, but {used} bytes are in use");
+            return Err(SpecError::invalid("linux.resources.memory.limit", problem).into());
+        }
+        Ok(())
     }
 
     /// Its directory, for a clone into it.
