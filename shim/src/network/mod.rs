@@ -1,0 +1,161 @@
+//! The pod's network: what CNI has put into the network namespace, given to the guest.
+//!
+//! Beside each interface stands a tap, whose frames are the guest's; all that arrives at the interface leaves by the
+//! tap and the other way round, so that to everybody else the guest is what the interface was. The guest gets the same
+//! names, Ethernet addresses, IP addresses, routes and neighbours. What cannot be carried over is an error that names
+//! it.
+//!
+//! The taps go when the last descriptor of their queues is closed, and with them all that was made; what is left on the
+//! interfaces is removed by [`PodNetwork::disconnect`], or by [`clean_up`] if nobody is left to call that.
+
+mod addresses;
+mod error;
+mod links;
+mod namespace;
+mod neighbours;
+mod netlink;
+mod redirect;
+mod routes;
+mod tap;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use saya_agent_api::agent::{ConfigureNetworkRequest, Interface};
+
+pub(crate) use error::NetworkError;
+
+use self::addresses::LinkAddresses;
+use self::links::{Link, Links};
+use self::namespace::NetworkNamespace;
+use self::netlink::Netlink;
+
+/// A pod's network, tied to taps.
+#[derive(Debug)]
+pub(crate) struct PodNetwork {
+    namespace: NetworkNamespace,
+    /// The interfaces, in the order of their numbers.
+    pub(crate) interfaces: Vec<PodInterface>,
+    /// What the agent is to be told.
+    pub(crate) configuration: ConfigureNetworkRequest,
+}
+
+/// What the VMM needs to know of an interface.
+#[derive(Debug)]
+pub(crate) struct PodInterface {
+    index: u32,
+    /// Its name in the namespace, for messages.
+    pub(crate) name: String,
+    /// Its Ethernet address, which the guest's has as well.
+    pub(crate) mac: [u8; 6],
+    /// Its largest IP packet.
+    pub(crate) mtu: u16,
+    /// The queues of its tap: `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    pub(crate) queues: Vec<OwnedFd>,
+}
+
+/// Gives the interfaces of the network namespace at `path` taps with so many queues each, one for each queue pair of
+/// the guest's. It blocks for as long as the kernel takes, some milliseconds.
+///
+/// # Errors
+/// There is something that cannot be carried over, or the kernel refuses. Then nothing is left behind.
+pub(crate) fn connect(path: &Path, queues: u16) -> Result<PodNetwork, NetworkError> {
+    let namespace = NetworkNamespace::open(path)?;
+    let (interfaces, configuration) = namespace.run(|| {
+        let mut netlink = Netlink::new().map_err(NetworkError::host("a netlink socket"))?;
+        let links = Links::read(&mut netlink)?;
+        let configuration = read_configuration(&mut netlink, &links)?;
+        let interfaces = tie_all(&mut netlink, links.carried, queues)?;
+        Ok((interfaces, configuration))
+    })?;
+    Ok(PodNetwork { namespace, interfaces, configuration })
+}
+
+/// Removes what a sandbox has left on the interfaces of the network namespace at `path`, if it is still there. Only
+/// for when its shim and its VMM are gone.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn clean_up(path: &Path) -> Result<(), NetworkError> {
+    let namespace = match NetworkNamespace::open(path) {
+        Err(NetworkError::Namespace { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(());
+        }
+        namespace => namespace?,
+    };
+    namespace.run(|| {
+        let indices = nix::net::if_::if_nameindex()
+            .map_err(|error| NetworkError::host("listing interfaces")(error.into()))?;
+        untie_all(indices.iter().map(nix::net::if_::Interface::index))
+    })
+}
+
+impl PodNetwork {
+    /// Gives the interfaces back: their frames go nowhere else any more. The guest no longer hears them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn disconnect(self) -> Result<(), NetworkError> {
+        let indices: Vec<u32> = self.interfaces.iter().map(|interface| interface.index).collect();
+        self.namespace.run(|| untie_all(indices))
+    }
+}
+
+fn read_configuration(netlink: &mut Netlink, links: &Links) -> Result<ConfigureNetworkRequest, NetworkError> {
+    let addresses = addresses::read(netlink, links)?;
+    let interfaces = links.carried.iter().zip(addresses).map(|(link, addresses)| interface(link, addresses));
+    Ok(ConfigureNetworkRequest {
+        interfaces: interfaces.collect(),
+        routes: routes::read(netlink, links)?,
+        neighbours: neighbours::read(netlink, links)?,
+        ..ConfigureNetworkRequest::default()
+    })
+}
+
+fn interface(link: &Link, addresses: LinkAddresses) -> Interface {
+    Interface {
+        mac_address: link.mac.to_vec(),
+        name: link.name.clone(),
+        mtu: link.mtu.into(),
+        addresses: addresses.addresses,
+        ..Interface::default()
+    }
+}
+
+/// Makes the taps and ties them. If one fails, those before are taken back.
+fn tie_all(netlink: &mut Netlink, links: Vec<Link>, queues: u16) -> Result<Vec<PodInterface>, NetworkError> {
+    let mut tied: Vec<PodInterface> = Vec::new();
+    for link in links {
+        let index = link.index;
+        match tie(netlink, link, queues) {
+            Ok(interface) => tied.push(interface),
+            Err(error) => {
+                for index in tied.iter().map(|interface| interface.index).chain([index]) {
+                    // The error that led here is the one to tell of.
+                    let _ = redirect::untie(netlink, index);
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(tied)
+}
+
+fn tie(netlink: &mut Netlink, link: Link, queues: u16) -> Result<PodInterface, NetworkError> {
+    let tap = tap::create(netlink, &link, queues)?;
+    redirect::tie(netlink, &link, tap.index)?;
+    let Link { index, name, mac, mtu } = link;
+    Ok(PodInterface { index, name, mac, mtu, queues: tap.queues })
+}
+
+fn untie_all(indices: impl IntoIterator<Item = u32>) -> Result<(), NetworkError> {
+    let mut netlink = Netlink::new().map_err(NetworkError::host("a netlink socket"))?;
+    for index in indices {
+        redirect::untie(&mut netlink, index)
+            .map_err(NetworkError::host(format!("removing the redirection of interface {index}")))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
