@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Start without containerd, which saves a few seconds.
     #[arg(long)]
     no_containerd: bool,
+    /// Run on this machine, with a containerd set up for it, even though its KVM seems to lack the processor's support.
+    #[arg(long, conflicts_with_all = ["icount", "console"])]
+    on_this_host: bool,
     /// Only make what every lab needs: its kernel, its images.
     #[arg(long, conflicts_with = "command")]
     prepare: bool,
@@ -41,14 +44,16 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.prepare {
         return lab::prepare(&checkout).map(|()| ExitCode::SUCCESS);
     }
+    let usual = Request::new(&checkout, options.command.clone());
     let request = Request {
+        on_this_host: options.on_this_host || (usual.on_this_host && !options.icount),
         installs: artifacts::installs()?,
         without_containerd: options.no_containerd,
         memory_mib: options.memory,
         instruction_clock: options.icount,
         stall_limit: Duration::from_secs(options.stall_limit),
         show_console: options.console,
-        ..Request::new(&checkout, options.command.clone())
+        ..usual
     };
     exit_code(lab::run(&request)?)
 }

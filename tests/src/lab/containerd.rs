@@ -44,12 +44,12 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts containerd and waits until it says that it is ready.
+    /// Starts containerd with variables added to its environment, and waits until it says that it is ready.
     ///
     /// # Errors
     ///
     /// containerd is not installed, ended, or was not ready in time; the message has the end of its log.
-    pub fn start(places: &Places, path: Option<&str>) -> Result<Self> {
+    pub fn start(places: &Places, environment: &[(&str, String)]) -> Result<Self> {
         for directory in
             [places.root.as_path(), places.state.as_path()].into_iter().chain(places.configuration.parent())
         {
@@ -60,9 +60,7 @@ impl Containerd {
         let (notices, address) = notice_socket()?;
         let mut command = Command::new("containerd");
         command.arg("--config").arg(&places.configuration).env("NOTIFY_SOCKET", address);
-        if let Some(path) = path {
-            command.env("PATH", path);
-        }
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         let process = command.stdout(log.try_clone()?).stderr(log).spawn();
         let process = process.context("starting containerd: is the package containerd installed?")?;
         let containerd = Self { process, socket: places.socket.clone() };
@@ -97,6 +95,30 @@ impl Containerd {
             }
         }
         Ok(())
+    }
+
+    /// Kills all tasks and removes all containers.
+    ///
+    /// # Errors
+    ///
+    /// A container cannot be removed.
+    pub fn remove_containers(&self) -> Result<()> {
+        for namespace in NAMESPACES {
+            for id in
+                output_of(self.ctr(namespace).args(["containers", "list", "--quiet"]))?.split_whitespace()
+            {
+                // This fails for a container without a task, which is how most should be left.
+                let _ = output_of(self.ctr(namespace).args(["tasks", "delete", "--force", id]));
+                output_of(self.ctr(namespace).args(["containers", "delete", id]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ctr(&self, namespace: &str) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(&self.socket).args(["--namespace", namespace]);
+        command
     }
 
     /// Ends containerd.

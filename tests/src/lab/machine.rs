@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+/// AMD's processor with SVM and nested paging, without what the emulation of QEMU 7.2 does not have and would warn of.
+const PROCESSOR: &str =
+    "EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
+
 /// How the machine is made.
 pub(super) struct Description<'a> {
     /// The lab's kernel.
@@ -59,7 +63,7 @@ impl Description<'_> {
         let (input, input_in_qemu) = UnixStream::pair()?;
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-machine", "q35", "-cpu", "EPYC,+svm,+npt", "-smp", "1", "-no-reboot"])
+            .args(["-machine", "q35", "-cpu", PROCESSOR, "-smp", "1", "-no-reboot"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
             .args(["-accel", "tcg,thread=multi", "-m", &self.memory_mib.to_string()])
             .arg("-kernel")

@@ -45,6 +45,8 @@ pub struct Request {
     pub without_containerd: bool,
     /// Memory of the virtual machine in MiB.
     pub memory_mib: u32,
+    /// Run the command on this machine instead of in a virtual machine: right where [`host::runs_microvms`].
+    pub on_this_host: bool,
     /// Let the virtual machine's clock count instructions.
     pub instruction_clock: bool,
     /// Take a virtual machine that answers nothing for this long for frozen.
@@ -67,6 +69,7 @@ impl Request {
             installs: Vec::new(),
             without_containerd: false,
             memory_mib: 4096,
+            on_this_host: host::runs_microvms(),
             instruction_clock: false,
             stall_limit: Duration::from_secs(60),
             show_console: false,
@@ -82,7 +85,7 @@ pub fn results_directory(checkout: &Path) -> PathBuf {
     checkout.join("target/lab-out")
 }
 
-/// Runs a command in the virtual machine, and gives its exit status.
+/// Runs a command where microVMs run, and gives its exit status.
 ///
 /// Has to be called before this process starts a thread: it takes over SIGINT, SIGTERM, SIGHUP and SIGWINCH.
 ///
@@ -90,6 +93,9 @@ pub fn results_directory(checkout: &Path) -> PathBuf {
 ///
 /// The lab could not be made or failed. That the command fails is no error, but its exit status.
 pub fn run(request: &Request) -> Result<i32> {
+    if request.on_this_host {
+        return host::run(request);
+    }
     let kernel = Kernel::fetch()?;
     let initramfs = initramfs::build(&kernel)?;
     let disk =
@@ -105,6 +111,9 @@ pub fn run(request: &Request) -> Result<i32> {
 /// As [`run`].
 pub fn prepare(checkout: &Path) -> Result<()> {
     let request = Request::new(checkout, Vec::new());
+    if request.on_this_host {
+        return images::all().map(drop);
+    }
     let kernel = Kernel::fetch()?;
     let initramfs = initramfs::build(&kernel)?;
     prepare_disk(&request, &kernel, &initramfs).map(drop)

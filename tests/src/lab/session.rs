@@ -21,6 +21,8 @@ use super::terminal;
 
 /// How often the lab is asked whether it is alive.
 const PING: Duration = Duration::from_secs(5);
+/// A machine that boots says little for a while, and a busy host makes that longer.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// How many lines of the console a failure shows.
 const CONSOLE_LINES: usize = 40;
 
@@ -157,14 +159,13 @@ impl Session<'_> {
 
     fn ping(&mut self, heard: Instant) -> Result<()> {
         let silent = heard.elapsed();
-        if silent > self.wishes.stall_limit {
+        let booting = self.job.is_some();
+        let limit = if booting { BOOT_LIMIT.max(self.wishes.stall_limit) } else { self.wishes.stall_limit };
+        if silent > limit {
             bail!("it is frozen: no sign of life for {} s", silent.as_secs());
         }
-        // Before its job the lab does not listen yet.
-        if self.job.is_none() {
-            ToLab::Ping.write(&mut self.control)?;
-        }
-        Ok(())
+        // While it boots, the lab does not listen yet.
+        if booting { Ok(()) } else { ToLab::Ping.write(&mut self.control) }
     }
 
     fn resize(&mut self) -> Result<()> {

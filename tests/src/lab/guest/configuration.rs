@@ -25,6 +25,8 @@ const MODULES: [&str; 10] = [
     "xt_comment",
     "iptable_nat",
 ];
+/// A network as containerd's CRI plugin gives it to pods.
+pub const CNI_CONFIGURATION: &str = include_str!("10-saya.conflist");
 /// The shim, if it was built, and the name under which it is the command line program.
 const SHIM: &str = "/usr/local/bin/containerd-shim-kata-v2";
 const CLI: &str = "/usr/local/bin/saya";
@@ -113,7 +115,7 @@ fn configure_saya() -> Result<()> {
 }
 
 fn configure_cni() -> Result<()> {
-    write("/etc/cni/net.d/10-saya.conflist", include_str!("10-saya.conflist"))?;
+    write("/etc/cni/net.d/10-saya.conflist", CNI_CONFIGURATION)?;
     if !Path::new(CNI_DIRECTORY).exists() {
         fs::create_dir_all("/opt/cni")?;
         symlink(CNI_PLUGINS, CNI_DIRECTORY)?;

@@ -27,8 +27,9 @@ pub(super) fn start(job: &Job) -> Result<OnDisk> {
     fs::create_dir_all(&places.root)?;
     mount(DISK, &places.root, c"ext4", MountFlags::NOATIME, c"")
         .context("mounting the disk of containerd's state")?;
-    let path = job.environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_str());
-    Ok(OnDisk { containerd: Containerd::start(&places, path)?, mounted: places.root })
+    let path = job.environment.iter().filter(|(name, _)| name == "PATH");
+    let path: Vec<(&str, String)> = path.map(|(name, value)| (name.as_str(), value.clone())).collect();
+    Ok(OnDisk { containerd: Containerd::start(&places, &path)?, mounted: places.root })
 }
 
 impl OnDisk {
