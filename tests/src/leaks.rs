@@ -25,7 +25,8 @@ const DIRECTORIES: [&str; 5] = [
     "/run/kata-containers",
 ];
 
-/// containerd's default namespace. Its cgroup is the parent of those of all its containers, and outlives them.
+/// containerd's default namespace. The cgroup and the directory that have its name hold those of all its containers, and
+/// outlive them.
 const NAMESPACE: &str = "default";
 
 impl Holdings {
@@ -86,7 +87,10 @@ fn network_interfaces() -> Vec<String> {
 }
 
 fn files_below(directory: &Path) -> Vec<String> {
-    walk(directory, &|_| true).into_iter().map(|path| format!("file {}", path.display())).collect()
+    walk(directory, &|path| !path.ends_with(NAMESPACE))
+        .into_iter()
+        .map(|path| format!("file {}", path.display()))
+        .collect()
 }
 
 fn cgroups_below(directory: &Path) -> Vec<String> {

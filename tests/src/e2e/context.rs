@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 pub(super) use super::image_root::ImageRoot;
 pub(super) use crate::bench::runtimes::{BUSYBOX, REDIS};
@@ -112,6 +112,9 @@ impl Context {
         let mut output = BufReader::new(child.stdout.take().context("no standard output")?);
         let mut line = String::new();
         output.read_line(&mut line).context("cannot read what the container printed")?;
+        if line.is_empty() {
+            bail!("the container printed nothing: {:?}", Ended::from(child.wait_with_output()?));
+        }
         Ok(Attached { id: id.to_owned(), child, line: line.trim().to_owned() })
     }
 }
@@ -167,12 +170,10 @@ pub(super) fn with_input(mut command: Command, input: &[u8]) -> anyhow::Result<E
     let mut stdin = child.stdin.take().context("no standard input")?;
     thread::scope(|scope| {
         let writer = scope.spawn(move || stdin.write_all(input));
-        let output = child.wait_with_output()?;
-        writer
-            .join()
-            .map_err(|_| anyhow::anyhow!("the writer panicked"))?
-            .context("the container took not all its input")?;
-        Ok(output.into())
+        let ended = Ended::from(child.wait_with_output()?);
+        let written = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
+        written.with_context(|| format!("the container took not all its input: {ended:?}"))?;
+        Ok(ended)
     })
 }
 

@@ -24,11 +24,13 @@ pub fn output_of(command: &mut Command) -> Result<String> {
 /// The name and version of the release, such as `debian-12`, which is an input of all that is made of its packages.
 #[must_use]
 pub fn release() -> String {
+    format!("{}-{}", os_release("ID="), os_release("VERSION_ID="))
+}
+
+/// The value of `key`, its equals sign included, in os-release(5).
+fn os_release(key: &str) -> String {
     let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let value = |key: &str| {
-        text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("unknown").trim_matches('"').to_owned()
-    };
-    format!("{}-{}", value("ID="), value("VERSION_ID="))
+    text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("unknown").trim_matches('"').to_owned()
 }
 
 /// The packages on which `packages` depend directly. Of alternatives the first is named.
@@ -84,6 +86,10 @@ pub fn closure(packages: &[&str], wanted: impl Fn(&str) -> bool) -> Result<BTree
 pub fn download(packages: &[String], directory: &Path) -> Result<Vec<PathBuf>> {
     output_of(Command::new("apt-get").args(["-q", "download"]).args(packages).current_dir(directory))
         .with_context(|| format!("downloading {}: run `apt-get update` first", packages.join(" ")))?;
+    archives_in(directory)
+}
+
+fn archives_in(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut archives = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -93,6 +99,55 @@ pub fn download(packages: &[String], directory: &Path) -> Result<Vec<PathBuf>> {
     }
     archives.sort();
     Ok(archives)
+}
+
+/// Downloads `packages` of this release's backports into `directory`, from the mirror that the machine uses, and gives the
+/// paths of the archives. The machine's own package lists stay as they are.
+///
+/// # Errors
+///
+/// The machine's release has no backports, or they cannot be fetched.
+pub fn download_backports(packages: &[&str], directory: &Path) -> Result<Vec<PathBuf>> {
+    let state = directory.join("apt");
+    for below in ["parts", "lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(state.join(below))?;
+    }
+    fs::write(state.join("parts/backports.list"), backports_source()?)?;
+    let apt = || {
+        let mut apt = Command::new("apt-get");
+        apt.args(["-q", "-o", "Dir::Etc::sourcelist=/dev/null"]).current_dir(directory);
+        for (option, below) in [("Etc::sourceparts", "parts"), ("State::lists", "lists"), ("Cache", "cache")]
+        {
+            apt.arg("-o").arg(format!("Dir::{option}={}", state.join(below).display()));
+        }
+        apt
+    };
+    output_of(apt().arg("update"))?;
+    let names: Vec<String> = packages.iter().map(|name| format!("{name}/{}", suite("backports"))).collect();
+    output_of(apt().arg("download").args(names))?;
+    fs::remove_dir_all(&state)?;
+    archives_in(directory)
+}
+
+/// The name of this release's suite of the given kind, such as `bookworm-backports`.
+fn suite(kind: &str) -> String {
+    format!("{}-{kind}", os_release("VERSION_CODENAME="))
+}
+
+/// A line of sources.list for the backports, from the mirror that has the release itself.
+fn backports_source() -> Result<String> {
+    let format = "$(REPO_URI) $(RELEASE)";
+    let targets = output_of(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        format,
+        "Created-By: Packages",
+    ]))?;
+    let release = os_release("VERSION_CODENAME=");
+    let mirror = targets.lines().find_map(|line| line.strip_suffix(&format!(" {release}")));
+    let mirror = mirror.with_context(|| format!("apt has no source for the release {release:?}"))?;
+    let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    Ok(format!("deb [signed-by={key}] {mirror} {} main\n", suite("backports")))
 }
 
 /// Unpacks a package's archive below `root`.

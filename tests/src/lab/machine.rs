@@ -12,12 +12,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::qemu::Qemu;
+
 /// AMD's processor with SVM and nested paging, without what the emulation of QEMU 7.2 does not have and would warn of.
 const PROCESSOR: &str =
     "EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
 
 /// How the machine is made.
 pub(super) struct Description<'a> {
+    /// The emulator.
+    pub(super) qemu: &'a Qemu,
     /// The lab's kernel.
     pub(super) kernel: &'a Path,
     /// Its initramfs.
@@ -61,7 +65,7 @@ impl Description<'_> {
     pub(super) fn start(&self) -> Result<Machine> {
         let (control, control_in_qemu) = UnixStream::pair()?;
         let (input, input_in_qemu) = UnixStream::pair()?;
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = self.qemu.command();
         command
             .args(["-machine", "q35", "-cpu", PROCESSOR, "-smp", "1", "-no-reboot"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])

@@ -18,6 +18,7 @@ mod initramfs;
 mod kernel;
 mod machine;
 pub mod protocol;
+mod qemu;
 mod session;
 pub mod terminal;
 
@@ -31,6 +32,7 @@ use disk::prepared;
 use kernel::Kernel;
 use machine::{Description, Disk};
 use protocol::{Install, Job};
+use qemu::Qemu;
 use session::Wishes;
 
 /// What the user of a lab asks for.
@@ -175,7 +177,9 @@ fn boot(
     job: Job,
 ) -> Result<i32> {
     let server = machine::this_program()?;
+    let qemu = Qemu::find()?;
     let description = Description {
+        qemu: &qemu,
         kernel: &kernel.image,
         initramfs,
         server: &server,
