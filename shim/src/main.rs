@@ -4,6 +4,7 @@
 //! under the name `saya`, a command for people.
 
 mod bootstrap;
+mod cgroup;
 mod cli;
 mod clock;
 mod config;

@@ -12,6 +12,7 @@ use protobuf::Message;
 
 use super::flags::Flags;
 use super::socket;
+use crate::cgroup;
 use crate::clock;
 use crate::identifier;
 use crate::pod::directory::PodDirectory;
@@ -64,6 +65,7 @@ fn clean_up(flags: &Flags) -> io::Result<u32> {
         return Err(io::Error::other(format!("the VMM of pod {pod} does not end")));
     }
     directory.remove()?;
+    record.cgroups.iter().for_each(|cgroup| cgroup::remove(cgroup));
     socket::remove(&socket::path(&flags.address, &flags.namespace, &pod));
     Ok(pid)
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use saya_agent_api::agent::ConfigureSandboxRequest;
 
+use crate::cgroup::{CgroupError, CgroupPath, PathError, PodCgroup};
 use crate::config::{Config, ConfigError};
 use crate::identifier;
 use crate::sizing::{self, SizeError};
@@ -42,6 +43,12 @@ pub(crate) enum PodError {
     /// A namespace or an id that cannot name a directory.
     #[error(transparent)]
     Name(#[from] identifier::InvalidIdentifier),
+    /// The cgroup that the spec names.
+    #[error(transparent)]
+    CgroupPath(#[from] PathError),
+    /// The same.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The pod's directory on the host.
     #[error("the pod's directory: {0}")]
     Directory(#[source] std::io::Error),
@@ -59,6 +66,7 @@ pub(crate) struct Pod {
     directory: PodDirectory,
     timeline: Arc<Recorder>,
     sandbox: Mutex<Option<PodSandbox>>,
+    cgroup: Mutex<PodCgroup>,
     vm: Result<Vm, PodError>,
 }
 
@@ -70,18 +78,26 @@ impl Pod {
         let id = spec.as_ref().ok().and_then(|spec| spec.sandbox_id(container).ok()).unwrap_or(container);
         let id = id.to_owned();
         let directory = PodDirectory::new(namespace, &id);
+        let mut cgroup = PodCgroup::default();
         let vm = spec.map_err(PodError::from).and_then(|spec| {
             identifier::validate("namespace", namespace)?;
             identifier::validate("container id", &id)?;
-            boot(&spec, &id, &directory, timeline.clone())
+            boot(&spec, &id, &directory, &mut cgroup, timeline.clone())
         });
-        Self { id, directory, timeline, sandbox: Mutex::new(None), vm }
+        Self { id, directory, timeline, sandbox: Mutex::new(None), cgroup: Mutex::new(cgroup), vm }
     }
 
     /// A pod around a VM that exists.
     #[cfg(test)]
     pub(crate) fn with_vm(id: &str, directory: PodDirectory, vm: Vm, timeline: Arc<Recorder>) -> Self {
-        Self { id: id.to_owned(), directory, timeline, sandbox: Mutex::new(None), vm: Ok(vm) }
+        Self {
+            id: id.to_owned(),
+            directory,
+            timeline,
+            sandbox: Mutex::new(None),
+            cgroup: Mutex::default(),
+            vm: Ok(vm),
+        }
     }
 
     /// The pod's id: its sandbox's.
@@ -158,6 +174,9 @@ impl Pod {
         if let Err(error) = self.directory.remove() {
             tracing::error!(%error, "the pod's directory stays behind");
         }
+        if let Ok(mut cgroup) = self.cgroup.lock() {
+            cgroup.leave();
+        }
     }
 }
 
@@ -165,11 +184,20 @@ fn boot(
     spec: &Document,
     id: &str,
     directory: &PodDirectory,
+    cgroup: &mut PodCgroup,
     timeline: Arc<Recorder>,
 ) -> Result<Vm, PodError> {
     let config = Config::load()?;
     let size = sizing::size(&config, spec)?;
     directory.create().map_err(PodError::Directory)?;
+    if let Some(path) = spec.text("/linux/cgroupsPath").filter(|path| !path.is_empty()) {
+        *cgroup = PodCgroup::plan(&CgroupPath::parse(path)?)?;
+    }
+    // Written before there is anything to clean up beside the directory.
+    let mut record =
+        Record { shim: Process::of(std::process::id()).ok(), vmm: None, cgroups: cgroup.directories() };
+    record.write(&directory.record()).map_err(PodError::Directory)?;
+    cgroup.join()?;
     let sandbox = ConfigureSandboxRequest {
         hostname: spec.text("/hostname").unwrap_or_default().to_owned(),
         ..Default::default()
@@ -185,11 +213,7 @@ fn boot(
         }
     };
     tracing::debug!(id, vcpus = size.vcpus, memory_mib = size.memory_mib, vmm = vm.pid(), "the VM boots");
-    let record = Record {
-        shim: Process::of(std::process::id()).ok(),
-        vmm: Process::of(vm.pid()).ok(),
-        ..Record::default()
-    };
+    record.vmm = Process::of(vm.pid()).ok();
     record.write(&directory.record()).map_err(PodError::Directory)?;
     Ok(vm)
 }

@@ -1,0 +1,212 @@
+//! The host's cgroup of a pod: the one that the spec names holds the shim and the VMM, and nothing else.
+//!
+//! Limits stay with whoever made the parents, as kubelet does: the container's own are enforced in the guest, and the
+//! VM cannot outgrow its size.
+
+mod path;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub(crate) use path::{CgroupPath, PathError};
+
+/// Where cgroups are mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+/// The magic number of cgroup v2's file system (linux/magic.h, CGROUP2_SUPER_MAGIC).
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+
+/// A pod's cgroup: one directory with v2, one for each hierarchy with v1.
+#[derive(Debug, Default)]
+pub(crate) struct PodCgroup {
+    /// The directories, and where the shim was before.
+    hierarchies: Vec<Membership>,
+}
+
+#[derive(Debug)]
+struct Membership {
+    /// Where the hierarchy is mounted.
+    mount: PathBuf,
+    /// The pod's directory.
+    directory: PathBuf,
+    /// The directory in which the shim was before.
+    before: PathBuf,
+}
+
+/// Why the shim is not in the cgroup that the spec names.
+#[derive(Debug, thiserror::Error)]
+#[error("linux.cgroupsPath: {path}: {source}")]
+pub(crate) struct CgroupError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> CgroupError + '_ {
+    move |source| CgroupError { path: path.to_owned(), source }
+}
+
+/// Whether the host has cgroup v2 alone.
+pub(crate) fn is_unified() -> bool {
+    rustix::fs::statfs(ROOT).is_ok_and(|filesystem| filesystem.f_type == CGROUP2_MAGIC)
+}
+
+impl PodCgroup {
+    /// Finds out where the cgroup is going to be.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn plan(cgroup: &CgroupPath) -> Result<Self, CgroupError> {
+        let hierarchies = hierarchies()?
+            .into_iter()
+            .map(|(mount, before)| Membership {
+                directory: mount.join(cgroup.relative()),
+                before: mount.join(before),
+                mount,
+            })
+            .collect();
+        Ok(Self { hierarchies })
+    }
+
+    /// Makes the cgroup and moves this process there. The VMM that it makes then is born there.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn join(&self) -> Result<(), CgroupError> {
+        self.hierarchies.iter().try_for_each(|membership| enter(&membership.mount, &membership.directory))
+    }
+
+    /// The directories, for whoever has to clean up after a killed shim.
+    pub(crate) fn directories(&self) -> Vec<PathBuf> {
+        self.hierarchies.iter().map(|membership| membership.directory.clone()).collect()
+    }
+
+    /// Moves this process back to where it was and removes the cgroup, which holds nobody else any more.
+    pub(crate) fn leave(&mut self) {
+        for membership in self.hierarchies.drain(..) {
+            if let Err(error) = move_self(&membership.before) {
+                tracing::warn!(path = %membership.before.display(), %error, "the shim stays in the pod's cgroup");
+                continue;
+            }
+            remove(&membership.directory);
+        }
+    }
+}
+
+/// Removes a cgroup that nobody is in. It is fine if it is not there.
+pub(crate) fn remove(directory: &Path) {
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %directory.display(), %error, "a cgroup stays behind");
+        }
+        _ => {}
+    }
+}
+
+fn enter(mount: &Path, directory: &Path) -> Result<(), CgroupError> {
+    let mut made = mount.to_owned();
+    for part in directory.strip_prefix(mount).unwrap_or(directory) {
+        let parent = made.clone();
+        made.push(part);
+        match fs::create_dir(&made) {
+            Ok(()) => inherit_cpuset(&parent, &made).map_err(at(&made))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(at(&made)(error)),
+        }
+    }
+    move_self(directory).map_err(at(directory))
+}
+
+/// A new cgroup of v1's cpuset has no CPU and takes no process until it is given some
+/// (Documentation/admin-guide/cgroup-v1/cpusets.rst).
+fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let Ok(value) = fs::read(parent.join(file)) else { return Ok(()) };
+        // With v2 both files are empty at first, which means what the parent has.
+        if fs::read(child.join(file))?.trim_ascii().is_empty() && child.join("tasks").exists() {
+            fs::write(child.join(file), value)?;
+        }
+    }
+    Ok(())
+}
+
+fn move_self(directory: &Path) -> io::Result<()> {
+    // "0" is the writing process (cgroups(7)).
+    fs::write(directory.join("cgroup.procs"), "0")
+}
+
+/// Every hierarchy's mount point, and where this process is in it.
+fn hierarchies() -> Result<Vec<(PathBuf, PathBuf)>, CgroupError> {
+    let membership = Path::new("/proc/self/cgroup");
+    let membership = fs::read_to_string(membership).map_err(at(membership))?;
+    if is_unified() {
+        return Ok(unified(&membership).map(|before| (PathBuf::from(ROOT), before)).into_iter().collect());
+    }
+    let mounts = Path::new("/proc/self/mountinfo");
+    let mounts = fs::read_to_string(mounts).map_err(at(mounts))?;
+    Ok(separate(&mounts, &membership))
+}
+
+fn unified(membership: &str) -> Option<PathBuf> {
+    membership.lines().find_map(|line| Some(relative(line.strip_prefix("0::")?)))
+}
+
+/// v1's hierarchies, from mountinfo and the lines `id:controllers:path` of `/proc/self/cgroup`.
+fn separate(mounts: &str, membership: &str) -> Vec<(PathBuf, PathBuf)> {
+    let mut found = Vec::new();
+    for line in membership.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        // Hierarchies without controllers are systemd's own, and v2 beside v1 has none to give.
+        if controllers.is_empty() || controllers.starts_with("name=") {
+            continue;
+        }
+        let mount = mounts.lines().find_map(|line| mount_of(line, controllers));
+        found.extend(mount.map(|mount| (mount, relative(path))));
+    }
+    found
+}
+
+/// The mount point in a line of mountinfo, where it is the hierarchy with these controllers.
+fn mount_of(line: &str, controllers: &str) -> Option<PathBuf> {
+    let (mount, filesystem) = line.split_once(" - ")?;
+    let mut filesystem = filesystem.split(' ');
+    let (kind, options) = (filesystem.next()?, filesystem.nth(1)?);
+    let options: Vec<&str> = options.split(',').collect();
+    let matches = kind == "cgroup" && controllers.split(',').all(|controller| options.contains(&controller));
+    matches.then(|| mount.split(' ').nth(4).map(PathBuf::from))?
+}
+
+fn relative(path: &str) -> PathBuf {
+    PathBuf::from(path.trim_start_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unified_hierarchy_is_found() {
+        assert_eq!(
+            unified("0::/system.slice/containerd.service\n"),
+            Some("system.slice/containerd.service".into())
+        );
+        assert_eq!(unified("1:cpu:/x\n"), None);
+    }
+
+    #[test]
+    fn separate_hierarchies_are_found_and_those_without_controllers_left_out() {
+        let mounts = "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+                      31 25 0:27 / /sys/fs/cgroup/memory rw shared:10 - cgroup cgroup rw,memory\n\
+                      32 25 0:28 / /sys/fs/cgroup/systemd rw shared:11 - cgroup cgroup rw,name=systemd\n";
+        let membership = "3:cpu,cpuacct:/a\n2:memory:/b/c\n1:name=systemd:/d\n0::/e\n";
+        assert_eq!(
+            separate(mounts, membership),
+            [
+                (PathBuf::from("/sys/fs/cgroup/cpu,cpuacct"), PathBuf::from("a")),
+                (PathBuf::from("/sys/fs/cgroup/memory"), PathBuf::from("b/c")),
+            ]
+        );
+    }
+}
