@@ -23,7 +23,7 @@ impl CgroupPath {
         let invalid = || PathError(text.chars().take(200).collect());
         let relative = match text.split(':').collect::<Vec<_>>().as_slice() {
             [path] => PathBuf::from(path.trim_matches('/')),
-            [slice, prefix, name] => {
+            [slice, prefix, name] if !name.is_empty() && !name.contains('/') && !prefix.contains('/') => {
                 let unit = match (name.strip_suffix(".slice"), prefix.is_empty()) {
                     (Some(_), _) => (*name).to_owned(),
                     (None, true) => format!("{name}.scope"),

@@ -20,6 +20,7 @@ use containerd_shim_protos::shim_async::{Task, create_task};
 use tokio::sync::Notify;
 use ttrpc::r#async::{Service, TtrpcContext};
 
+use crate::cgroup;
 use crate::clock;
 use crate::container::{CreateRequest, Freezer, Phase, Process, TaskError, Tasks};
 use crate::events::{Exit, any};
@@ -210,7 +211,7 @@ impl Task for TaskService {
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let files = self.tasks.statistics(&request.id).await?.files;
-        let metrics = any(&stats::metrics(&files)).map_err(TaskError::failed)?;
+        let metrics = stats::message(&files, cgroup::is_unified()).map_err(TaskError::failed)?;
         Ok(StatsResponse { stats: Some(metrics).into(), ..Default::default() })
     }
 

@@ -3,17 +3,32 @@
 //! The files are the kernel's own text (Documentation/admin-guide/cgroup-v2.rst), but the guest may have sent anything:
 //! what is not a number counts as 0.
 
+mod version1;
+
 use std::collections::HashMap;
 
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
 };
+use protobuf::well_known_types::any::Any;
+
+use crate::events::any;
 
 /// The most block devices and page sizes that are reported.
 const ENTRIES_MAX: usize = 64;
 
+/// What the files say, as containerd's message of the version that the host's own cgroups have: its clients expect
+/// that one.
+///
+/// # Errors
+/// A message that cannot be encoded.
+pub(super) fn message(files: &HashMap<String, String>, host_is_unified: bool) -> protobuf::Result<Any> {
+    let metrics = metrics(files);
+    if host_is_unified { any(&metrics) } else { any(&version1::metrics(&metrics)) }
+}
+
 /// The metrics that the files say.
-pub(super) fn metrics(files: &HashMap<String, String>) -> Metrics {
+fn metrics(files: &HashMap<String, String>) -> Metrics {
     let files = Files(files);
     Metrics {
         pids: Some(pids(files)).into(),
@@ -185,6 +200,13 @@ mod tests {
 
     fn of(files: &[(&str, &str)]) -> Metrics {
         metrics(&files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
+    }
+
+    #[test]
+    fn the_message_is_of_the_version_that_the_hosts_cgroups_have() {
+        let files = HashMap::new();
+        assert_eq!(message(&files, true).unwrap().type_url, "io.containerd.cgroups.v2.Metrics");
+        assert_eq!(message(&files, false).unwrap().type_url, "io.containerd.cgroups.v1.Metrics");
     }
 
     #[test]
