@@ -1,18 +1,21 @@
 //! From the bytes of a request to the bytes of its reply.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
 use super::buffers::{Buffers, Segments};
 use super::file_system::{FileSystem, FsConfig, FsError};
 use super::limits::{DescriptorBudget, NAME_BYTES, PATH_BYTES, REQUEST_BYTES, XATTR_BYTES};
-use super::operations::{Caller, Listing, Xattr};
+use super::operations::{Caller, Listing, Locked, Xattr};
+use super::waiters::Ticket;
 use super::wire::{
-    AccessIn, BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, ForgetIn, ForgetOne, FsyncIn,
-    GetxattrIn, GetxattrOut, InHeader, InitIn, LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, Opcode, OpenIn,
-    OutHeader, ReadIn, ReleaseIn, Rename2In, RenameIn, SETXATTR_IN_SHORT, SetattrIn, SetxattrIn, StatxIn,
-    Truncated, Wire, WriteIn, WriteOut,
+    AccessIn, BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, ForgetIn, ForgetOne, FsyncIn,
+    GetxattrIn, GetxattrOut, InHeader, InitIn, LinkIn, LockIn, LseekIn, LseekOut, MkdirIn, MknodIn, Opcode,
+    OpenIn, OutHeader, ReadIn, ReleaseIn, Rename2In, RenameIn, SETXATTR_IN_SHORT, SetattrIn, SetxattrIn,
+    StatxIn, Truncated, Wire, WriteIn, WriteOut,
 };
 
 /// The most names that one READDIR returns, in bytes.
@@ -25,16 +28,17 @@ pub enum Served {
     Reply(u32),
     /// There is no reply: the request has none, or there was no room for one.
     NoReply,
+    /// The reply comes when a wait has ended: see [`Server::next_ended`].
+    Waiting(Ticket),
 }
 
-impl Served {
-    /// How many bytes were written, as the used ring has it.
-    pub fn written(self) -> u32 {
-        match self {
-            Self::Reply(length) => length,
-            Self::NoReply => 0,
-        }
-    }
+/// A request whose wait has ended and whose reply can be written.
+#[derive(Debug)]
+pub struct Ended {
+    /// The name under which it waited.
+    pub ticket: Ticket,
+    unique: u64,
+    error: i32,
 }
 
 /// A FUSE server for one directory. It belongs to the thread that made it.
@@ -43,6 +47,8 @@ pub struct Server {
     file_system: FileSystem,
     request: Vec<u8>,
     reply: Vec<u8>,
+    /// The requests that wait, and how their replies name them.
+    waiting: HashMap<Ticket, u64>,
 }
 
 /// What an operation leaves behind.
@@ -53,6 +59,8 @@ enum Answer {
     InPlace(usize),
     /// There is no reply.
     None,
+    /// The reply comes later.
+    Waiting(Ticket),
 }
 
 impl Server {
@@ -72,7 +80,7 @@ impl Server {
     /// See [`FsError`].
     pub fn with_budget(config: FsConfig, budget: DescriptorBudget) -> Result<Self, FsError> {
         let file_system = FileSystem::new(config, budget)?;
-        Ok(Self { file_system, request: Vec::new(), reply: Vec::new() })
+        Ok(Self { file_system, request: Vec::new(), reply: Vec::new(), waiting: HashMap::new() })
     }
 
     /// How many inodes the guest holds, the root included.
@@ -107,25 +115,48 @@ impl Server {
         };
         match answer {
             Ok(Answer::None) => Served::NoReply,
-            Ok(Answer::Body) => self.send(&header, 0, 0, &buffers.writable),
+            Ok(Answer::Waiting(ticket)) => {
+                self.waiting.insert(ticket, header.unique);
+                Served::Waiting(ticket)
+            }
+            Ok(Answer::Body) => self.send(header.unique, 0, 0, &buffers.writable),
             Ok(Answer::InPlace(length)) => {
                 self.reply.truncate(OutHeader::SIZE);
-                self.send(&header, 0, length, &buffers.writable)
+                self.send(header.unique, 0, length, &buffers.writable)
             }
             Err(error) => {
                 self.reply.truncate(OutHeader::SIZE);
-                self.send(&header, -error.raw_os_error(), 0, &buffers.writable)
+                self.send(header.unique, -error.raw_os_error(), 0, &buffers.writable)
             }
         }
     }
 
+    /// Becomes readable when a wait has ended.
+    pub fn wakeup(&self) -> BorrowedFd<'_> {
+        self.file_system.waiters.wakeup()
+    }
+
+    /// The next request whose wait has ended, to be [finished](Self::finish).
+    pub fn next_ended(&mut self) -> Option<Ended> {
+        let (ticket, result) = self.file_system.waiters.next_ended()?;
+        let unique = self.waiting.remove(&ticket)?;
+        Some(Ended { ticket, unique, error: result.err().map_or(0, |error| -error.raw_os_error()) })
+    }
+
+    /// Writes the reply of a request that waited to where that request expects it.
+    pub fn finish(&mut self, ended: &Ended, writable: &Segments<'_>) -> Served {
+        self.reply.clear();
+        self.reply.resize(OutHeader::SIZE, 0);
+        self.send(ended.unique, ended.error, 0, writable)
+    }
+
     /// Writes the reply, of whose body `in_place` bytes lie where they belong.
-    fn send(&mut self, header: &InHeader, error: i32, in_place: usize, writable: &Segments<'_>) -> Served {
+    fn send(&mut self, unique: u64, error: i32, in_place: usize, writable: &Segments<'_>) -> Served {
         let Ok(length) = u32::try_from(self.reply.len() + in_place) else { return Served::NoReply };
         if self.reply.len() > writable.len() {
             return Served::NoReply;
         }
-        OutHeader { length, error, unique: header.unique }.put_over(&mut self.reply);
+        OutHeader { length, error, unique }.put_over(&mut self.reply);
         writable.copy_from(0, &self.reply);
         Served::Reply(length)
     }
@@ -187,6 +218,7 @@ impl Server {
             Opcode::Read
             | Opcode::Readdir
             | Opcode::Readdirplus
+            | Opcode::Flush
             | Opcode::Release
             | Opcode::Releasedir
             | Opcode::Fsync
@@ -224,13 +256,9 @@ impl Server {
                 self.file_system.credentials.prefer(header.uid, header.gid);
                 self.dispatch_inode(opcode, header, arguments)
             }
+            Opcode::Getlk | Opcode::Setlk | Opcode::Setlkw => self.dispatch_lock(opcode, header, arguments),
             Opcode::Ioctl => Err(Errno::NOTTY),
-            Opcode::Getlk
-            | Opcode::Setlk
-            | Opcode::Setlkw
-            // Nothing happens when a descriptor is closed: the client need not ask again.
-            | Opcode::Flush
-            | Opcode::Write
+            Opcode::Write
             | Opcode::Bmap
             | Opcode::Poll
             | Opcode::NotifyReply
@@ -266,7 +294,7 @@ impl Server {
                 }
                 Ok(Answer::None)
             }
-            // No request waits for anything that an interrupt could end.
+            // A wait for a lock goes on: the protocol leaves that to the server.
             _ => Ok(Answer::None),
         }
     }
@@ -383,6 +411,7 @@ impl Server {
                 };
                 files.readdir(header.node, &request, listing, room, &mut self.reply)?;
             }
+            Opcode::Flush => files.flush(header.node, arguments.take::<FlushIn>()?.lock_owner)?,
             Opcode::Release => files.release(arguments.take::<ReleaseIn>()?.handle)?,
             Opcode::Releasedir => files.releasedir(arguments.take::<ReleaseIn>()?.handle)?,
             Opcode::Fsync => files.fsync(header.node, &arguments.take::<FsyncIn>()?)?,
@@ -398,6 +427,23 @@ impl Server {
             }
         }
         Ok(Answer::Body)
+    }
+
+    fn dispatch_lock(
+        &mut self,
+        opcode: Opcode,
+        header: &InHeader,
+        mut arguments: Arguments<'_>,
+    ) -> Result<Answer, Errno> {
+        let request = arguments.take::<LockIn>()?;
+        if opcode == Opcode::Getlk {
+            let lock = self.file_system.getlk(header.node, &request)?;
+            return self.body(&lock);
+        }
+        match self.file_system.setlk(header.node, &request, opcode == Opcode::Setlkw)? {
+            Locked::Now => Ok(Answer::Body),
+            Locked::Waiting(ticket) => Ok(Answer::Waiting(ticket)),
+        }
     }
 
     fn dispatch_xattr(

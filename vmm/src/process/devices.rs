@@ -79,6 +79,7 @@ fn fs(root: OwnedFd) -> Result<Fs, DeviceError> {
         cache_policy: cache_policy(),
         // The host may write to what it shares under `live`, and the driver has one mode for all files.
         writeback: false,
+        remote_locks: false,
         implicit_opens: false,
         most_inodes: MOST_INODES,
     };

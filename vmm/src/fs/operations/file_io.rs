@@ -214,7 +214,8 @@ impl FileSystem {
         } else {
             self.handles.insert(Handle::File(file))?
         };
-        let mut open_flags = OpenOutFlags::NOFLUSH;
+        let mut open_flags = OpenOutFlags::empty();
+        open_flags.set(OpenOutFlags::NOFLUSH, !self.remote_locks);
         if self.cache_policy.inode(place).keep_contents {
             open_flags |= OpenOutFlags::KEEP_CACHE;
         }

@@ -38,8 +38,9 @@ impl FileSystem {
     /// The guest gives up `lookups` lookups of `node`.
     pub(in crate::fs) fn forget(&mut self, node: u64, lookups: u64) {
         self.inodes.forget(node, lookups);
-        if self.implicit_opens && self.inodes.peek(node).is_err() {
+        if self.inodes.peek(node).is_err() {
             self.implicit_files.remove(node);
+            self.locks.remove_all(node);
         }
     }
 

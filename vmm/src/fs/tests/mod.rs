@@ -9,5 +9,6 @@ mod eviction;
 mod files;
 mod hostile;
 mod implicit;
+mod locks;
 mod names;
 mod xattrs;

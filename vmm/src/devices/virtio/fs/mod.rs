@@ -65,6 +65,7 @@ impl Fs {
             tag: self.config.tag.clone(),
             cache_policy: self.config.cache_policy.clone(),
             writeback: self.config.writeback,
+            remote_locks: self.config.remote_locks,
             implicit_opens: self.config.implicit_opens,
             most_inodes: self.config.most_inodes,
         })

@@ -1,5 +1,6 @@
 //! The thread that serves the queues.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -10,7 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chain::gather;
 use crate::devices::virtio::{DeviceQueue, Interrupt};
 use crate::fs::buffers::Buffers;
-use crate::fs::{FsConfig, Server};
+use crate::fs::waiters::Ticket;
+use crate::fs::{FsConfig, Served, Server};
 use crate::memory::GuestMemory;
 
 /// How many requests of one queue are served before the other queue, and an order to stop, get their turn.
@@ -20,6 +22,7 @@ const UNANNOUNCED: usize = 8;
 
 /// What the thread waits for. A queue's event carries its index.
 const STOP: u64 = u64::MAX;
+const ENDED: u64 = u64::MAX - 1;
 
 /// Serves the queues until it is told to stop.
 pub(super) struct Worker {
@@ -35,6 +38,16 @@ struct WorkerQueue {
     notification: EventFd,
     /// The driver broke the rules of the ring itself. The queue rests until a reset.
     broken: bool,
+}
+
+/// Requests whose replies come later.
+type Waiting<'m> = HashMap<Ticket, WaitingRequest<'m>>;
+
+/// A request whose reply comes later, and where it goes.
+struct WaitingRequest<'m> {
+    queue: usize,
+    head: u16,
+    buffers: Buffers<'m>,
 }
 
 /// What a turn left behind.
@@ -69,6 +82,7 @@ impl Worker {
             .collect();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         watch(&epoll, borrow(&stop), STOP)?;
+        watch(&epoll, server.wakeup(), ENDED)?;
         for (index, queue) in (0..).zip(&queues) {
             watch(&epoll, borrow(&queue.notification), index)?;
         }
@@ -78,17 +92,19 @@ impl Worker {
     /// Serves until it is told to stop, or until the host fails it.
     pub(super) fn run(&mut self, memory: &GuestMemory) {
         let mut buffers = Buffers::new();
-        let mut events = Vec::with_capacity(1 + self.queues.len());
+        let mut waiting = Waiting::new();
+        let mut events = Vec::with_capacity(2 + self.queues.len());
         // What the driver made available before this thread watched is served without a notification.
         let mut due: Vec<bool> = self.queues.iter().map(|_| true).collect();
         loop {
-            let waiting = due.iter().any(|due| *due);
-            if self.wait(&mut events, waiting, &mut due).is_err() || self.stop.read().is_ok() {
+            let work_waits = due.iter().any(|due| *due);
+            if self.wait(&mut events, work_waits, &mut due).is_err() || self.stop.read().is_ok() {
                 return;
             }
+            self.finish_ended(memory, &mut waiting);
             for (index, due) in due.iter_mut().enumerate() {
                 if std::mem::take(due) {
-                    *due = self.take_turn(index, memory, &mut buffers) == Turn::Unfinished;
+                    *due = self.take_turn(index, memory, &mut buffers, &mut waiting) == Turn::Unfinished;
                 }
             }
         }
@@ -122,67 +138,103 @@ impl Worker {
         Ok(())
     }
 
-    fn take_turn<'m>(&mut self, index: usize, memory: &'m GuestMemory, buffers: &mut Buffers<'m>) -> Turn {
+    fn take_turn<'m>(
+        &mut self,
+        index: usize,
+        memory: &'m GuestMemory,
+        buffers: &mut Buffers<'m>,
+        waiting: &mut Waiting<'m>,
+    ) -> Turn {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| !queue.broken) else {
             return Turn::Drained;
         };
-        match serve(&mut queue.queue, memory, &mut self.server, buffers, &self.interrupt) {
-            Ok(turn) => turn,
-            Err(_) => {
-                queue.broken = true;
-                Turn::Drained
+        let mut turn =
+            QueueTurn { index, server: &mut self.server, buffers, waiting, interrupt: &self.interrupt };
+        turn.serve(&mut queue.queue, memory).unwrap_or_else(|_| {
+            queue.broken = true;
+            Turn::Drained
+        })
+    }
+
+    /// Sends the replies of requests whose wait has ended.
+    fn finish_ended(&mut self, memory: &GuestMemory, waiting: &mut Waiting<'_>) {
+        while let Some(ended) = self.server.next_ended() {
+            let Some(request) = waiting.remove(&ended.ticket) else { continue };
+            let served = self.server.finish(&ended, &request.buffers.writable);
+            let Some(queue) = self.queues.get_mut(request.queue).filter(|queue| !queue.broken) else {
+                continue;
+            };
+            let written = if let Served::Reply(length) = served { length } else { 0 };
+            let used = use_chain(&mut queue.queue, memory, request.head, written)
+                .and_then(|()| announce(&mut queue.queue, memory, &self.interrupt));
+            queue.broken = used.is_err();
+        }
+    }
+}
+
+/// One queue's turn.
+struct QueueTurn<'t, 'm> {
+    index: usize,
+    server: &'t mut Server,
+    buffers: &'t mut Buffers<'m>,
+    waiting: &'t mut Waiting<'m>,
+    interrupt: &'t Interrupt,
+}
+
+impl<'m> QueueTurn<'_, 'm> {
+    /// Serves up to [`TURN`] requests of a queue.
+    ///
+    /// # Errors
+    /// When the ring itself is not as it must be: it lies outside memory, or its index has leapt.
+    fn serve(&mut self, queue: &mut Queue, memory: &'m GuestMemory) -> Result<Turn, QueueError> {
+        let mut unannounced = 0;
+        for _ in 0..TURN {
+            match queue.iter(memory)?.next() {
+                Some(chain) => {
+                    self.serve_one(queue, memory, chain)?;
+                    unannounced += 1;
+                }
+                None if !queue.enable_notification(memory)? => {
+                    announce(queue, memory, self.interrupt)?;
+                    return Ok(Turn::Drained);
+                }
+                // The driver has added one since.
+                None => {}
+            }
+            if unannounced == UNANNOUNCED {
+                announce(queue, memory, self.interrupt)?;
+                unannounced = 0;
+            }
+        }
+        announce(queue, memory, self.interrupt)?;
+        Ok(Turn::Unfinished)
+    }
+
+    fn serve_one(
+        &mut self,
+        queue: &mut Queue,
+        memory: &'m GuestMemory,
+        chain: DescriptorChain<&'m GuestMemory>,
+    ) -> Result<(), QueueError> {
+        let head = chain.head_index();
+        if gather(memory, chain, self.buffers).is_err() {
+            // A chain that cannot be followed ends without a reply: there is no place that one could be written to.
+            return use_chain(queue, memory, head, 0);
+        }
+        match self.server.serve(self.buffers) {
+            Served::Reply(length) => use_chain(queue, memory, head, length),
+            Served::NoReply => use_chain(queue, memory, head, 0),
+            Served::Waiting(ticket) => {
+                let buffers = std::mem::take(self.buffers);
+                self.waiting.insert(ticket, WaitingRequest { queue: self.index, head, buffers });
+                Ok(())
             }
         }
     }
 }
 
-/// Serves up to [`TURN`] requests of a queue.
-///
-/// # Errors
-/// When the ring itself is not as it must be: it lies outside memory, or its index has leapt.
-fn serve<'m>(
-    queue: &mut Queue,
-    memory: &'m GuestMemory,
-    server: &mut Server,
-    buffers: &mut Buffers<'m>,
-    interrupt: &Interrupt,
-) -> Result<Turn, QueueError> {
-    let mut unannounced = 0;
-    for _ in 0..TURN {
-        match queue.iter(memory)?.next() {
-            Some(chain) => {
-                serve_one(queue, memory, server, buffers, chain)?;
-                unannounced += 1;
-            }
-            None if !queue.enable_notification(memory)? => {
-                announce(queue, memory, interrupt)?;
-                return Ok(Turn::Drained);
-            }
-            // The driver has added one since.
-            None => {}
-        }
-        if unannounced == UNANNOUNCED {
-            announce(queue, memory, interrupt)?;
-            unannounced = 0;
-        }
-    }
-    announce(queue, memory, interrupt)?;
-    Ok(Turn::Unfinished)
-}
-
-fn serve_one<'m>(
-    queue: &mut Queue,
-    memory: &'m GuestMemory,
-    server: &mut Server,
-    buffers: &mut Buffers<'m>,
-    chain: DescriptorChain<&'m GuestMemory>,
-) -> Result<(), QueueError> {
-    let head = chain.head_index();
-    // A chain that cannot be followed ends without a reply: there is no place that one could be written to.
-    let written = match gather(memory, chain, buffers) {
-        Ok(()) => server.serve(buffers).written(),
-        Err(_) => 0,
-    };
+/// Gives a chain back to the driver.
+fn use_chain(queue: &mut Queue, memory: &GuestMemory, head: u16, written: u32) -> Result<(), QueueError> {
     match queue.add_used(memory, head, written) {
         // The driver made up the index of a descriptor that it does not have: it can get nothing back for it.
         Err(QueueError::InvalidDescriptorIndex) => Ok(()),
