@@ -34,18 +34,20 @@ struct CloneArguments {
 /// `CLONE_INTO_CGROUP` of linux/sched.h, which does not fit into the 32 bits that libc gives such flags.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Makes a child process: a copy of the caller, in new namespaces where `namespaces` has `CLONE_NEW*` flags, and
-/// in the cgroup whose directory is `cgroup`. The caller gets SIGCHLD when the child ends.
+/// Makes a child process: a copy of the caller, in new namespaces where `flags` has `CLONE_NEW*`, and in the cgroup
+/// whose directory is `cgroup`. The caller gets SIGCHLD when the child ends; with `CLONE_PARENT`, the caller's parent.
 ///
 /// # Safety
 ///
 /// The calling process has one thread. The child must end by exec or `_exit`, and must not return into code that
 /// the parent also runs to its end (an event loop, a destructor that talks to the outside).
-pub(crate) unsafe fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
+pub(crate) unsafe fn clone_process(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
     let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
+    // A sibling has the exit signal of this process, and must not name one.
+    let sibling = flags & libc::CLONE_PARENT as u64 != 0;
     let arguments = CloneArguments {
-        flags: namespaces | into_cgroup,
-        exit_signal: libc::SIGCHLD as u64,
+        flags: flags | into_cgroup,
+        exit_signal: if sibling { 0 } else { libc::SIGCHLD as u64 },
         cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
         ..CloneArguments::default()
     };

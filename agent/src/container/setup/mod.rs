@@ -96,7 +96,7 @@ fn set_up_container(
     namespaces::configure(plan)?;
     umask(Mode::empty());
     let root = rootfs::prepare(plan)?;
-    mounts::make(&root, &plan.mounts)?;
+    mounts::make(&root, plan)?;
     devices::make(&root, plan)?;
     let terminal = container_terminal(&root, &plan.process, channel)?;
     rootfs::make_working_directory(&root, &plan.process.working_directory)?;

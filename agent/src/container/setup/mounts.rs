@@ -14,12 +14,13 @@ use rustix::mount::{
 
 use super::error::{Context, Result, SetupError, reason};
 use super::paths::{Root, is_directory};
-use crate::container::plan::{MountPlan, MountSource};
+use crate::container::plan::{ContainerPlan, MountPlan, MountSource};
 use crate::sys::mount::{MountAttributes, set_attributes};
 
 /// Makes all mounts, in order.
-pub(super) fn make(root: &Root, mounts: &[MountPlan]) -> Result<()> {
-    mounts.iter().try_for_each(|plan| make_one(root, plan))
+pub(super) fn make(root: &Root, plan: &ContainerPlan) -> Result<()> {
+    let in_user_namespace = plan.namespaces.has_user_namespace();
+    plan.mounts.iter().try_for_each(|mount| make_one(root, mount, in_user_namespace))
 }
 
 /// Makes those mounts read-only that had to be writable for the set-up.
@@ -32,9 +33,13 @@ pub(super) fn finish(root: &Root, mounts: &[MountPlan]) -> Result<()> {
     Ok(())
 }
 
-fn make_one(root: &Root, plan: &MountPlan) -> Result<()> {
+fn make_one(root: &Root, plan: &MountPlan, in_user_namespace: bool) -> Result<()> {
     let tree = match &plan.source {
         MountSource::Bind { source, recursive } => bind(plan, source, *recursive)?,
+        // A new one would want a network namespace of the same user namespace, and the pod's is the guest's own.
+        MountSource::FileSystem { kind, .. } if kind == "sysfs" && in_user_namespace => {
+            bind(plan, Path::new("/sys"), true)?
+        }
         MountSource::FileSystem { kind, source, options } => file_system(plan, kind, source, options)?,
     };
     let directory = is_directory(&tree).context(|| mount_on(plan))?;
