@@ -34,15 +34,17 @@ pub(super) struct Sent {
 #[derive(Debug)]
 pub(super) struct HostStream {
     socket: UnixStream,
-    /// What the guest has sent and the socket has not taken. The connection's credit bounds it.
+    /// What the guest has sent and the socket has not taken: `limit` bytes at most, by the connection's credit.
     unsent: VecDeque<u8>,
+    limit: usize,
     refuses: bool,
 }
 
 impl HostStream {
-    /// Takes over a connected socket.
-    pub(super) fn new(socket: UnixStream) -> Self {
-        Self { socket, unsent: VecDeque::new(), refuses: false }
+    /// Takes over a connected socket, of a guest that was promised a buffer of `limit` bytes.
+    pub(super) fn new(socket: UnixStream, limit: u32) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Self { socket, unsent: VecDeque::new(), limit, refuses: false }
     }
 
     /// Whether bytes wait for the socket to become writable.
@@ -128,7 +130,12 @@ impl HostStream {
     }
 
     fn keep(&mut self, data: &GuestSlices<'_>) {
+        if data.is_empty() {
+            return;
+        }
         let kept = self.unsent.len();
+        // All that may come at once: it would grow to twice of that otherwise. Pages that nothing comes to cost nothing.
+        self.unsent.reserve_exact(self.limit.saturating_sub(kept));
         self.unsent.resize(kept + data.len(), 0);
         // Growing may leave the buffer in two halves, and guest memory copies to one.
         let room = self.unsent.make_contiguous().get_mut(kept..).unwrap_or_default();

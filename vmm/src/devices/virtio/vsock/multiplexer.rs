@@ -236,7 +236,8 @@ impl Multiplexer {
 
     fn add_stream(&mut self, id: u64, connection: Connection, socket: UnixStream, now: Instant) {
         self.ports.insert(connection.ports(), id);
-        self.streams.insert(id, Stream::new(connection, HostStream::new(socket)));
+        let host = HostStream::new(socket, connection.credit.buf_alloc());
+        self.streams.insert(id, Stream::new(connection, host));
         self.settle(id, now);
     }
 
