@@ -1,7 +1,7 @@
 //! What a test works with: the runtime under test, containers by way of `ctr`, a scratch directory.
 
 use std::fmt;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
@@ -13,6 +13,17 @@ pub(super) use super::image_root::ImageRoot;
 pub(super) use crate::bench::runtimes::{BUSYBOX, REDIS};
 pub(super) use crate::ctr::ctr;
 use crate::ctr::remove;
+
+/// Sends `input` and the end of input once the process has printed a line, and gives all that it printed and how it ended.
+/// An end of input that comes while the process is still being made is lost by `ctr`, with any runtime.
+pub(super) fn converse(mut child: Child, input: &[u8]) -> anyhow::Result<(String, ExitStatus)> {
+    let mut output = BufReader::new(child.stdout.take().context("no standard output")?);
+    let mut printed = String::new();
+    output.read_line(&mut printed)?;
+    child.stdin.take().context("no standard input")?.write_all(input)?;
+    output.read_to_string(&mut printed)?;
+    Ok((printed, child.wait()?))
+}
 
 /// How long [`eventually`] waits.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, ensure};
 
 use super::Test;
-use super::context::{BUSYBOX, Context, ctr, with_input};
+use super::context::{BUSYBOX, Context, converse, ctr};
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "an_exec_has_its_own_status_and_input", check: status_and_input },
@@ -17,9 +17,10 @@ pub(super) const TESTS: &[Test] = &[
 
 fn status_and_input(context: &Context) -> anyhow::Result<()> {
     let container = context.start(BUSYBOX, "exec-status", &[], &["sleep", "3600"])?;
-    let command = container.exec_command(&[], "one", &["sh", "-c", "cat; exit 5"]);
-    let ended = with_input(command, b"through an exec")?.expect_status(5)?;
-    ensure!(ended.text() == "through an exec", "{ended:?}");
+    let script = ["sh", "-c", "echo ready; cat; exit 5"];
+    let exec = container.exec_command(&[], "one", &script).stdin(Stdio::piped()).spawn()?;
+    let (printed, status) = converse(exec, b"through an exec")?;
+    ensure!(printed == "ready\nthrough an exec" && status.code() == Some(5), "printed {printed:?}, {status}");
     container.remove()
 }
 

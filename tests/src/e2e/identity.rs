@@ -6,7 +6,7 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::Test;
-use super::context::{BUSYBOX, Context, ImageRoot, bind, with_input};
+use super::context::{BUSYBOX, Context, Ended, ImageRoot, bind};
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "environment_and_working_directory_are_as_asked", check: environment },
@@ -36,8 +36,9 @@ fn owner_on_host(context: &Context) -> anyhow::Result<()> {
     std::os::unix::fs::chown(&context.scratch, Some(999), Some(888))?;
     let mount = bind(&context.scratch, "/share", "rbind:rw");
     let container = context.start(BUSYBOX, "owner", &["--mount", &mount], &["sleep", "3600"])?;
-    let touch = container.exec_command(&["--user", "999:888"], "touch", &["touch", "/share/mine"]);
-    with_input(touch, b"")?.expect_status(0)?;
+    let flags = ["--user", "999:888"];
+    let touch: Ended = container.exec_command(&flags, "touch", &["touch", "/share/mine"]).output()?.into();
+    touch.expect_status(0)?;
     container.remove()?;
     let metadata = context.scratch.join("mine").metadata()?;
     ensure!(

@@ -17,7 +17,7 @@ use crate::ctr::{ctr, remove};
 use crate::leaks::Holdings;
 
 /// How long a test may take before it counts as hung. Emulated machines are slow; this is no measure of speed.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(600);
 
 /// How long what a test left may take to go: a shim ends a moment after containerd has answered its client.
 const SETTLE: Duration = Duration::from_secs(15);

@@ -1,14 +1,13 @@
 //! Bytes flow, in order, complete, and apart.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use sha2::{Digest, Sha256};
 
 use super::Test;
-use super::context::{BUSYBOX, Context, ctr};
+use super::context::{BUSYBOX, Context, converse, ctr};
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "sixty_four_mebibytes_pass_through_cat_unchanged", check: through_cat },
@@ -50,14 +49,9 @@ fn stderr_apart(context: &Context) -> anyhow::Result<()> {
 
 fn end_of_input(context: &Context) -> anyhow::Result<()> {
     let script = ["sh", "-c", "echo ready; wc -c; echo done"];
-    let mut ctr = context.run_command(&["--rm"], BUSYBOX, "eof", &script).stdin(Stdio::piped()).spawn()?;
-    let mut output = BufReader::new(ctr.stdout.take().context("no standard output")?);
-    let mut printed = String::new();
-    // An end of input that comes while the task is made is lost by ctr, with any runtime.
-    output.read_line(&mut printed)?;
-    ctr.stdin.take().context("no standard input")?.write_all(b"12345")?;
-    output.read_to_string(&mut printed)?;
-    ensure!(ctr.wait()?.success() && printed == "ready\n5\ndone\n", "printed {printed:?}");
+    let ctr = context.run_command(&["--rm"], BUSYBOX, "eof", &script).stdin(Stdio::piped()).spawn()?;
+    let (printed, status) = converse(ctr, b"12345")?;
+    ensure!(status.success() && printed == "ready\n5\ndone\n", "printed {printed:?}, {status}");
     Ok(())
 }
 
