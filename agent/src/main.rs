@@ -10,6 +10,7 @@ mod boot;
 mod container;
 mod error;
 mod kernel_log;
+mod network;
 mod power;
 mod process;
 mod reaper;

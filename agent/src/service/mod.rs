@@ -7,10 +7,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rustix::termios::{Winsize, tcsetwinsize};
 use saya_agent_api::agent::{
-    ConfigureSandboxRequest, ContainerRequest, ContainerStatsResponse, CreateContainerRequest,
-    CreateProcessRequest, CreateResponse, Empty, GuestProcess, ListProcessesResponse, ProcessRequest,
-    ReleaseSharePathRequest, ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest,
-    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
+    ConfigureNetworkRequest, ConfigureSandboxRequest, ContainerRequest, ContainerStatsResponse,
+    CreateContainerRequest, CreateProcessRequest, CreateResponse, Empty, GuestProcess, ListProcessesResponse,
+    ProcessRequest, ReleaseSharePathRequest, ResizeTerminalRequest, SignalProcessRequest,
+    UpdateContainerRequest, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use saya_agent_api::service::Agent;
 use ttrpc::r#async::TtrpcContext;
@@ -18,6 +18,7 @@ use ttrpc::r#async::TtrpcContext;
 use crate::container::check_id;
 use crate::container::plan::{self, ContainerPlan, ProcessPlan};
 use crate::error::{Action, Error, Result};
+use crate::network;
 use crate::power;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
@@ -116,6 +117,14 @@ impl Agent for Service {
         request: ConfigureSandboxRequest,
     ) -> ttrpc::Result<Empty> {
         empty(configure::sandbox(&request))
+    }
+
+    async fn configure_network(
+        &self,
+        _context: &TtrpcContext,
+        request: ConfigureNetworkRequest,
+    ) -> ttrpc::Result<Empty> {
+        empty(network::configure(&request))
     }
 
     async fn create_container(
