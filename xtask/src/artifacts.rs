@@ -4,13 +4,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use saya_guest_kernel::{cache_directory, initramfs, kernel};
 use saya_tests::lab::protocol::Install;
+use serde_json::Value;
 
 /// The guest's target: static programs.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
@@ -91,6 +92,27 @@ pub(crate) fn build_tests() -> Result<()> {
     Ok(())
 }
 
+/// Builds the unit tests of a package and gives the paths of their programs.
+pub(crate) fn build_unit_tests(package: &str) -> Result<Vec<PathBuf>> {
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--quiet", "--message-format", "json", "--package", package]);
+    let output = command.stderr(Stdio::inherit()).output().context("running cargo")?;
+    if !output.status.success() {
+        bail!("building the tests of {package} failed ({})", output.status);
+    }
+    Ok(test_programs(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// The programs that cargo's messages name as built for testing (The Cargo Book, "External tools").
+fn test_programs(messages: &str) -> Vec<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message.pointer("/profile/test").and_then(Value::as_bool) == Some(true))
+        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
+        .collect()
+}
+
 /// The cargo that runs this program, in the checkout.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -146,5 +168,21 @@ fn age(built: SystemTime) -> String {
         Ok(seconds @ 120..7200) => format!("{} min old", seconds / 60),
         Ok(seconds) => format!("{} h old", seconds / 3600),
         Err(_) => "new".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_programs_built_for_testing_are_named() {
+        let messages = [
+            r#"{"reason":"compiler-artifact","profile":{"test":true},"executable":"/t/vmm-1"}"#,
+            r#"{"reason":"compiler-artifact","profile":{"test":false},"executable":"/t/saya"}"#,
+            r#"{"reason":"compiler-artifact","profile":{"test":true},"executable":null}"#,
+            "no message",
+        ];
+        assert_eq!(test_programs(&messages.join("\n")), [Path::new("/t/vmm-1")]);
     }
 }

@@ -69,13 +69,16 @@ impl Description<'_> {
         command
             .args(["-machine", "q35", "-cpu", PROCESSOR, "-smp", "1", "-no-reboot"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
-            .args(["-accel", "tcg,thread=multi", "-m", &self.memory_mib.to_string()])
+            .args(["-m", &self.memory_mib.to_string()])
             .arg("-kernel")
             .arg(self.kernel)
             .arg("-initrd")
             .arg(self.initramfs)
             .arg("-append")
             .arg(self.command_line());
+        // Counting instructions wants one thread for all processors; there is one of each anyway.
+        let threads = if self.instruction_clock { "single" } else { "multi" };
+        command.args(["-accel", &format!("tcg,thread={threads}")]);
         if self.instruction_clock {
             command.args(["-icount", "shift=1,sleep=off", "-rtc", "clock=vm"]);
         }
