@@ -45,7 +45,9 @@ impl ImageRoot {
             serde_json::from_str(&ctr(["oci", "spec"])?).context("`ctr oci spec` gave no JSON")?;
         let environment = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
         let root = json!({"path": self.path, "readonly": false});
-        merge(&mut spec, &json!({"root": root, "process": {"env": environment}}));
+        // `ctr oci spec` knows no name of a container, and gives it the cgroup of them all.
+        let linux = json!({"cgroupsPath": format!("/default/{id}")});
+        merge(&mut spec, &json!({"root": root, "linux": linux, "process": {"env": environment}}));
         change(&mut spec);
         let file = context.scratch.join(format!("{id}.json"));
         fs::write(&file, spec.to_string())?;
