@@ -33,6 +33,15 @@ fn os_release(key: &str) -> String {
     text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("unknown").trim_matches('"').to_owned()
 }
 
+/// Asks the mirror what it has today: a list that is older may name files that are gone.
+///
+/// # Errors
+///
+/// The mirror cannot be reached, or this process is not root's.
+pub fn update_lists() -> Result<()> {
+    output_of(Command::new("apt-get").args(["-q", "update"])).map(drop)
+}
+
 /// The packages on which `packages` depend directly. Of alternatives the first is named.
 ///
 /// # Errors
@@ -85,7 +94,7 @@ pub fn closure(packages: &[&str], wanted: impl Fn(&str) -> bool) -> Result<BTree
 /// apt does not know a package, or cannot fetch it.
 pub fn download(packages: &[String], directory: &Path) -> Result<Vec<PathBuf>> {
     output_of(Command::new("apt-get").args(["-q", "download"]).args(packages).current_dir(directory))
-        .with_context(|| format!("downloading {}: run `apt-get update` first", packages.join(" ")))?;
+        .with_context(|| format!("downloading {}", packages.join(" ")))?;
     archives_in(directory)
 }
 

@@ -86,6 +86,7 @@ fn find_module<'a>(
 }
 
 fn download(directory: &Path) -> Result<()> {
+    debian::update_lists()?;
     let packages = debian::dependencies(&[PACKAGE.to_owned()])?;
     let image = packages.into_iter().filter(|name| name.starts_with("linux-image-")).collect::<Vec<_>>();
     let root = directory.join("root");

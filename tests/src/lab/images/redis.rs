@@ -40,6 +40,7 @@ pub(super) fn archive() -> Result<PathBuf> {
 /// Unpacks redis and the libraries below it into `root`.
 fn install(directory: &Path, root: &Path) -> Result<()> {
     merge_usr(root)?;
+    debian::update_lists()?;
     // Only libraries: what a package's scripts would need, nothing in the image runs.
     let wanted =
         |name: &str| name.starts_with("lib") || name.starts_with("zlib") || name.starts_with("redis");
