@@ -107,8 +107,7 @@ impl DriverQueue {
     /// there will be an interrupt.
     pub(crate) fn take_used(&mut self) -> Option<(u16, u32)> {
         if self.used_index() == self.used {
-            let used_event = GuestAddress(self.available_ring() + 4 + 2 * u64::from(self.size));
-            self.memory.store(self.used, used_event, Ordering::SeqCst).unwrap();
+            self.name_element(self.used);
             fence(Ordering::SeqCst);
             if self.used_index() == self.used {
                 return None;
@@ -123,6 +122,23 @@ impl DriverQueue {
 }
 
 impl DriverQueue {
+    /// Asks for an interrupt when the element of this index has been used.
+    pub(crate) fn name_element(&self, index: u16) {
+        let used_event = GuestAddress(self.available_ring() + 4 + 2 * u64::from(self.size));
+        self.memory.store(index, used_event, Ordering::SeqCst).unwrap();
+    }
+
+    /// Sets the flags of the available ring.
+    pub(crate) fn set_available_flags(&self, flags: u16) {
+        self.memory.store(flags, GuestAddress(self.available_ring()), Ordering::SeqCst).unwrap();
+    }
+
+    /// How many chains the device has given back since the last call; they are passed over.
+    pub(crate) fn used_since_last_look(&mut self) -> u16 {
+        let index = self.used_index();
+        index.wrapping_sub(std::mem::replace(&mut self.used, index))
+    }
+
     fn used_index(&self) -> u16 {
         self.memory.load(GuestAddress(self.used_ring() + 2), Ordering::SeqCst).unwrap()
     }

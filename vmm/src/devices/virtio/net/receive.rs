@@ -148,13 +148,13 @@ impl Receiver {
             write_at(&first.slices, NUM_BUFFERS, &number);
         }
         let mut left = length;
-        for _ in 0..count {
-            let Some(buffer) = self.buffers.pop() else { break };
+        let holding = (0..count).filter_map(|_| self.buffers.pop()).map(|buffer| {
             let used = buffer.slices.len().min(left);
             left -= used;
-            self.ring.push_used(buffer.head, u32::try_from(used).unwrap_or(u32::MAX))?;
-        }
-        Ok(())
+            (buffer.head, u32::try_from(used).unwrap_or(u32::MAX))
+        });
+        // The driver may be looking: it must not see the first of them without the others.
+        self.ring.push_used_together(holding)
     }
 }
 
