@@ -1,19 +1,25 @@
 //! `cargo xtask demo` and `cargo xtask bench`: programs that are built here and run in the lab.
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use saya_tests::lab::{self, Request};
 
 use crate::{artifacts, setup};
 
+/// What can be measured.
+const BENCHES: [&str; 3] = ["start", "boot", "memory"];
+
 /// Which measurement.
 #[derive(Debug, Args)]
 pub(crate) struct BenchOptions {
     /// What to measure: the start of a container, the boot of a microVM (counted in instructions), or memory per pod.
-    #[arg(value_parser = ["start", "boot", "memory"])]
-    name: String,
+    /// All of it if nothing is named.
+    #[arg(value_parser = BENCHES)]
+    name: Option<String>,
     /// How often.
     #[arg(default_value_t = 10)]
     runs: u32,
@@ -35,12 +41,34 @@ pub(crate) fn demo(options: &DemoOptions) -> Result<ExitCode> {
     in_lab("saya-demo", Vec::new(), options.no_build, false)
 }
 
-/// Measures, and leaves the figures as JSON in the directory that the lab shares with the host.
+/// Measures, and leaves the figures as JSON under `target/bench/`.
 pub(crate) fn bench(options: &BenchOptions) -> Result<ExitCode> {
-    let counted = options.name == "boot" && !lab::host::runs_microvms();
-    let name = if counted { "boot-icount" } else { options.name.as_str() };
-    let results = lab::results_directory(&crate::checkout()).display().to_string();
-    in_lab("saya-bench", vec![name.to_owned(), results, options.runs.to_string()], options.no_build, counted)
+    let names = options.name.as_deref().map_or_else(|| BENCHES.to_vec(), |name| vec![name]);
+    let results = lab::results_directory(&crate::checkout());
+    let mut no_build = options.no_build;
+    for name in names {
+        let counted = name == "boot" && !lab::host::runs_microvms();
+        let name = if counted { "boot-icount" } else { name };
+        let arguments = vec![name.to_owned(), results.display().to_string(), options.runs.to_string()];
+        let status = in_lab("saya-bench", arguments, no_build, counted)?;
+        if status != ExitCode::SUCCESS {
+            return Ok(status);
+        }
+        keep(&results.join(format!("{name}.json")))?;
+        no_build = true;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Moves a file of figures from the directory that the lab shares to `target/bench/`.
+fn keep(figures: &Path) -> Result<()> {
+    let directory = artifacts::target_directory()?.join("bench");
+    let place = directory.join(figures.file_name().unwrap_or_default());
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    fs::copy(figures, &place).with_context(|| format!("copying {}", figures.display()))?;
+    fs::remove_file(figures)?;
+    println!("The same as JSON: {}", place.display());
+    Ok(())
 }
 
 fn in_lab(

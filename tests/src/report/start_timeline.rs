@@ -10,20 +10,26 @@ use super::timeline::{Phase, draw};
 /// The shim's file `timeline.json`: moments of one start, nanoseconds of `CLOCK_MONOTONIC`.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Timeline {
+    /// The shim's process began.
+    pub shim_started_ns: u64,
     /// containerd's `create` reached the shim.
     pub create_received_ns: u64,
     /// The shim spawned the VMM, which may be before `create`.
     pub vmm_spawned_ns: u64,
     /// The first vCPU was about to run.
     pub first_instruction_ns: u64,
+    /// The VMM's process began.
+    pub vmm_entered_ns: u64,
     /// The agent's `main` began.
     pub agent_entered_ns: u64,
     /// The agent listened.
     pub agent_listening_ns: u64,
     /// The container was made, short of its exec.
     pub container_created_ns: u64,
+    /// containerd's `start` reached the shim.
+    pub start_received_ns: u64,
     /// Its process ran.
-    pub running_ns: u64,
+    pub container_running_ns: u64,
 }
 
 impl Timeline {
@@ -45,13 +51,16 @@ impl Timeline {
 
 fn phases(timeline: &Timeline) -> Vec<Phase> {
     let moments = [
-        ("create received", timeline.create_received_ns),
+        ("shim started", timeline.shim_started_ns),
         ("VMM spawned", timeline.vmm_spawned_ns),
-        ("VM set up, first vCPU instruction", timeline.first_instruction_ns),
+        ("VMM executed", timeline.vmm_entered_ns),
+        ("VM built, first vCPU instruction", timeline.first_instruction_ns),
         ("guest kernel, agent entered", timeline.agent_entered_ns),
         ("agent listening", timeline.agent_listening_ns),
+        ("containerd's create received", timeline.create_received_ns),
         ("container created", timeline.container_created_ns),
-        ("running", timeline.running_ns),
+        ("containerd's start received", timeline.start_received_ns),
+        ("running", timeline.container_running_ns),
     ];
     let begin = moments.iter().map(|(_, at)| *at).min().unwrap_or(0);
     let mut sorted = moments.to_vec();
@@ -70,18 +79,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_vmm_that_is_spawned_before_create_comes_first() {
+    fn each_phase_begins_where_the_one_before_ended_whatever_their_order() {
         let timeline = Timeline {
-            create_received_ns: 5_000_000,
-            vmm_spawned_ns: 1_000_000,
+            shim_started_ns: 1_000_000,
+            vmm_spawned_ns: 2_000_000,
+            vmm_entered_ns: 3_000_000,
             first_instruction_ns: 7_000_000,
             agent_entered_ns: 8_000_000,
             agent_listening_ns: 9_000_000,
+            create_received_ns: 5_000_000,
             container_created_ns: 10_000_000,
-            running_ns: 11_000_000,
+            start_received_ns: 10_500_000,
+            container_running_ns: 11_000_000,
         };
         let phases = phases(&timeline);
-        assert_eq!(phases[0], Phase { name: "create received".to_owned(), start: 0.0, end: 4.0 });
+        assert_eq!(phases[0], Phase { name: "VMM spawned".to_owned(), start: 0.0, end: 1.0 });
+        assert_eq!(phases[2].name, "containerd's create received");
+        assert!(phases.windows(2).all(|pair| pair[0].end == pair[1].start));
         assert_eq!(phases.last().unwrap().end, 10.0);
     }
 }
