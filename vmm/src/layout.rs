@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0000  page 0, unused                       0xC000_0000  end of low memory, start of the device gap
 //! 0x0000_6000  hvm_start_info, modules, memory map  0xD000_0000  virtio-mmio devices
-//! 0x0002_0000  kernel command line                  0xFEC0_0000  I/O APIC (KVM)
+//! 0x0002_0000  kernel command line                  0xFEC0_0000  I/O APIC     
 //! 0x0009_FC00  MP table                             0xFEE0_0000  local APICs (KVM)
 //! 0x0010_0000  kernel, then the rest of low memory  0xFFFB_C000  KVM's own pages (Intel)
 //!              …initramfs at its top                0x1_0000_0000  high memory
@@ -18,13 +18,12 @@ pub const GAP_END: u64 = 0x1_0000_0000;
 pub const VIRTIO_MMIO_BASE: u64 = 0xD000_0000;
 /// The room of one virtio-mmio device.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
-/// The interrupt of the first virtio-mmio device, the next one has the next. ISA interrupts below belong to devices
-/// of the PC that Linux looks for.
-pub const FIRST_INTERRUPT: u32 = 5;
-/// The I/O APIC's inputs are 0 to 23 (KVM's has 24, as the 82093AA).
-pub const LAST_INTERRUPT: u32 = 23;
+/// The interrupt of the first virtio-mmio device, the next one has the next. Linux does not take 0 for an interrupt.
+pub const FIRST_INTERRUPT: u8 = 1;
+/// The last interrupt that there can be: the I/O APIC has 24 inputs at most, as the 82093AA.
+pub const LAST_INTERRUPT: u8 = 23;
 
-/// The I/O APIC's registers, where KVM has them (`IOAPIC_DEFAULT_BASE_ADDRESS`).
+/// The I/O APIC's registers, where PCs have them.
 pub const IO_APIC: u32 = 0xFEC0_0000;
 /// The local APIC's registers, where KVM has them (`APIC_DEFAULT_PHYS_BASE`).
 pub const LOCAL_APIC: u32 = 0xFEE0_0000;

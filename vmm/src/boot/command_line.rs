@@ -56,7 +56,7 @@ impl CommandLine {
     }
 
     /// Names a virtio-mmio device.
-    pub fn add_virtio_mmio(&mut self, address: u64, size: u64, interrupt: u32) {
+    pub fn add_virtio_mmio(&mut self, address: u64, size: u64, interrupt: u8) {
         // Writing to a String cannot fail.
         let _ = write!(self.0, " virtio_mmio.device={size:#x}@{address:#x}:{interrupt}");
     }

@@ -59,6 +59,15 @@ pub struct Loaded {
     pub end: u64,
 }
 
+/// What the MP table tells of.
+#[derive(Debug, Clone, Copy)]
+pub struct Processors {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Inputs of the I/O APIC, of which the first is not used.
+    pub io_apic_inputs: u8,
+}
+
 /// The initramfs in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Module {
@@ -75,14 +84,14 @@ pub fn load(
     kernel: &KernelImage,
     initramfs: Option<&File>,
     command_line: &CommandLine,
-    vcpus: u32,
+    processors: Processors,
 ) -> Result<Loaded, BootError> {
     kernel.load(memory)?;
     let module = initramfs.map(|file| load_initramfs(memory, file, kernel.end())).transpose()?;
     let table = |what| move |source| BootError::Table { what, source };
     let text = command_line.to_bytes();
     memory.write_slice(&text, GuestAddress(COMMAND_LINE)).map_err(table("kernel command line"))?;
-    mp_table::write(memory, vcpus).map_err(table("MP table"))?;
+    mp_table::write(memory, processors.vcpus, processors.io_apic_inputs).map_err(table("MP table"))?;
     start_info::write(memory, module).map_err(table("hvm_start_info"))?;
     let end = module.map_or(kernel.end(), |module| module.address + module.length);
     Ok(Loaded { entry: kernel.entry(), end })

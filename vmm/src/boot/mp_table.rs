@@ -3,14 +3,14 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::layout::{IO_APIC, LAST_INTERRUPT, LOCAL_APIC, MP_TABLE};
+use crate::layout::{FIRST_INTERRUPT, IO_APIC, LOCAL_APIC, MP_TABLE};
 use crate::memory::GuestMemory;
 
 /// Revision 1.4.
 const SPECIFICATION: u8 = 4;
 /// The version of an integrated local APIC.
 const LOCAL_APIC_VERSION: u8 = 0x14;
-/// The version of the 82093AA's successor that KVM has.
+/// The version that the I/O APIC itself tells.
 const IO_APIC_VERSION: u8 = 0x11;
 /// The identifier of the one bus.
 const ISA_BUS: u8 = 0;
@@ -27,13 +27,13 @@ const LOCAL_INTERRUPT: u8 = 4;
 // Interrupt types (table 4-10).
 const VECTORED: u8 = 0;
 const NMI: u8 = 1;
-const EXTERNAL: u8 = 3;
 
-/// Writes the table for `vcpus` processors with APIC identifiers from 0 to [`MP_TABLE`].
-pub(super) fn write(memory: &GuestMemory, vcpus: u32) -> Result<(), GuestMemoryError> {
+/// Writes the table for `vcpus` processors, with APIC identifiers from 0, and an I/O APIC with `io_apic_inputs`
+/// inputs to [`MP_TABLE`].
+pub(super) fn write(memory: &GuestMemory, vcpus: u32, io_apic_inputs: u8) -> Result<(), GuestMemoryError> {
     let pointer = floating_pointer();
     memory.write_slice(&pointer, GuestAddress(MP_TABLE))?;
-    let table = configuration(u8::try_from(vcpus).unwrap_or(u8::MAX));
+    let table = configuration(u8::try_from(vcpus).unwrap_or(u8::MAX), io_apic_inputs);
     memory.write_slice(&table, GuestAddress(MP_TABLE + pointer.len() as u64))
 }
 
@@ -49,7 +49,7 @@ fn floating_pointer() -> Vec<u8> {
 }
 
 /// The configuration table (sections 4.2 and 4.3).
-fn configuration(vcpus: u8) -> Vec<u8> {
+fn configuration(vcpus: u8, io_apic_inputs: u8) -> Vec<u8> {
     let io_apic = vcpus;
     let mut entries = Vec::new();
     for id in 0..vcpus {
@@ -62,11 +62,9 @@ fn configuration(vcpus: u8) -> Vec<u8> {
     }
     entries.push([&[BUS, ISA_BUS], &b"ISA   "[..]].concat());
     entries.push([&[IO_APIC_ENTRY, io_apic, IO_APIC_VERSION, 1], &IO_APIC.to_le_bytes()[..]].concat());
-    for input in 0..=LAST_INTERRUPT {
-        let input = u8::try_from(input).unwrap_or(u8::MAX);
+    for input in FIRST_INTERRUPT..io_apic_inputs {
         entries.push(vec![IO_INTERRUPT, VECTORED, 0, 0, ISA_BUS, input, io_apic, input]);
     }
-    entries.push(vec![LOCAL_INTERRUPT, EXTERNAL, 0, 0, ISA_BUS, 0, 0, 0]);
     entries.push(vec![LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, EVERY_LOCAL_APIC, 1]);
 
     let mut table = b"PCMP".to_vec();
@@ -104,11 +102,11 @@ mod tests {
     #[test]
     fn checksums_and_lengths_hold_for_every_number_of_processors() {
         for vcpus in 1..=64 {
-            let table = configuration(vcpus);
+            let table = configuration(vcpus, 6);
             assert_eq!(sum(&table), 0);
             assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
             let entries = u16::from_le_bytes([table[34], table[35]]);
-            assert_eq!(u32::from(entries), u32::from(vcpus) + 1 + 1 + LAST_INTERRUPT + 1 + 2);
+            assert_eq!(u32::from(entries), u32::from(vcpus) + 1 + 1 + 5 + 1);
             assert_eq!(table[44 + 20 * usize::from(vcpus)], BUS, "the bus follows the processors");
             assert!(MP_TABLE + 16 + (table.len() as u64) < HIGH_MEMORY);
         }
@@ -117,7 +115,7 @@ mod tests {
     #[test]
     fn the_pointer_leads_to_the_table() {
         let memory = allocate(32).unwrap();
-        write(&memory, 2).unwrap();
+        write(&memory, 2, 5).unwrap();
         let pointer: [u8; 16] = memory.read_obj(GuestAddress(MP_TABLE)).unwrap();
         assert_eq!((&pointer[..4], sum(&pointer)), (&b"_MP_"[..], 0));
         let table = u32::from_le_bytes(pointer[4..8].try_into().unwrap());

@@ -11,7 +11,7 @@ const APIC_HZ: u32 = 1_000_000_000;
 
 /// Basic leaves that stay; the rest is for hardware that the guest does not have (thermal sensors, cache allocation,
 /// SGX, processor trace, AMX tiles, …). Leaf 0xD describes the state that XSAVE keeps.
-const BASIC_LEAVES: &[u32] = &[0x0, 0x1, 0x2, 0x4, 0x6, 0x7, 0xB, 0xD, 0x15];
+const BASIC_LEAVES: &[u32] = &[0x0, 0x1, 0x2, 0x4, 0x6, 0x7, 0xB, 0xD];
 /// Extended leaves that stay. 0x8000001D and 0x8000001E are AMD's caches and topology.
 const EXTENDED_LEAVES: &[u32] = &[
     0x8000_0000,
@@ -94,9 +94,12 @@ fn build(supported: &[kvm_cpuid_entry2], id: u32, topology: Topology) -> Vec<kvm
     for entry in &mut entries {
         adjust(entry, id, topology);
     }
-    entries.retain(|entry| !matches!(entry.function, 0xB | 0x15));
+    entries.retain(|entry| entry.function != 0xB);
     entries.extend(core_topology(id, topology.vcpus));
-    entries.extend(frequencies(topology.tsc_khz));
+    entries.push(hypervisor_timing(topology.tsc_khz));
+    if is_intel(supported) {
+        entries.push(crystal(topology.tsc_khz));
+    }
     set_limits(&mut entries);
     entries
 }
@@ -163,10 +166,23 @@ fn core_topology(id: u32, vcpus: u32) -> [kvm_cpuid_entry2; 3] {
 }
 
 /// Leaf 0x15, by which the TSC is `ecx * ebx / eax` Hz, with the crystal at the APIC's frequency, since Linux takes
-/// the one for the other; and the hypervisor's leaf, which says the same more plainly.
-fn frequencies(tsc_khz: u32) -> [kvm_cpuid_entry2; 2] {
-    let leaf = |function, eax, ebx, ecx| kvm_cpuid_entry2 { function, eax, ebx, ecx, ..Default::default() };
-    [leaf(0x15, APIC_HZ / 1000, tsc_khz, APIC_HZ), leaf(HYPERVISOR_TIMING, tsc_khz, APIC_HZ / 1000, 0)]
+/// the one for the other. Linux reads it on Intel's processors only; on others it would be a reason to look for all
+/// the leaves before it.
+fn crystal(tsc_khz: u32) -> kvm_cpuid_entry2 {
+    let (eax, ebx, ecx) = (APIC_HZ / 1000, tsc_khz, APIC_HZ);
+    kvm_cpuid_entry2 { function: 0x15, eax, ebx, ecx, ..Default::default() }
+}
+
+/// The hypervisor's leaf with the frequencies.
+fn hypervisor_timing(tsc_khz: u32) -> kvm_cpuid_entry2 {
+    let (eax, ebx) = (tsc_khz, APIC_HZ / 1000);
+    kvm_cpuid_entry2 { function: HYPERVISOR_TIMING, eax, ebx, ..Default::default() }
+}
+
+/// Whether leaf 0 says "GenuineIntel".
+fn is_intel(supported: &[kvm_cpuid_entry2]) -> bool {
+    let vendor = |entry: &kvm_cpuid_entry2| [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes).concat();
+    supported.iter().find(|entry| entry.function == 0).is_some_and(|entry| vendor(entry) == b"GenuineIntel")
 }
 
 /// The first leaf of each kind says which is the last.
@@ -196,8 +212,9 @@ mod tests {
     }
 
     fn host() -> Vec<kvm_cpuid_entry2> {
+        let [ebx, edx, ecx] = [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes);
         vec![
-            entry(0x0, 0, 0x20),
+            kvm_cpuid_entry2 { eax: 0x20, ebx, ecx, edx, ..Default::default() },
             entry(0x1, 0, 0x806F8),
             entry(0x4, 0, 0x1 << 5 | 1),
             entry(0x4, 3, 0x3 << 5 | 3 | 63 << 26 | 127 << 14),
@@ -228,6 +245,15 @@ mod tests {
         assert_eq!(find(&entries, KVM_SIGNATURE, 0).eax, HYPERVISOR_TIMING);
         assert_eq!(find(&entries, 0x8000_0000, 0).eax, 0x8000_001E);
         assert!(!entries.iter().any(|entry| matches!(entry.function, 0x14 | 0x1F | 0x8000_0026)));
+    }
+
+    #[test]
+    fn other_processors_than_intels_have_no_leaf_0x15() {
+        let mut host = host();
+        host[0].ebx = u32::from_le_bytes(*b"Auth");
+        let entries = build(&host, 0, Topology { vcpus: 1, tsc_khz: 2_000_000 });
+        assert_eq!(find(&entries, 0, 0).eax, 0xD);
+        assert_eq!(find(&entries, HYPERVISOR_TIMING, 0).eax, 2_000_000);
     }
 
     #[test]

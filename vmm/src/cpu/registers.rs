@@ -16,11 +16,9 @@ const CODE: u8 = 0b1011;
 const DATA: u8 = 0b0011;
 const TASK_STATE: u8 = 0b1011;
 
-/// Local vector table entries for LINT0 and LINT1, and the delivery modes that the MP table announces for them.
-const LVT_LINT0: usize = 0x350;
+/// The local vector table's entry for LINT1, and the delivery mode that the MP table announces for it.
 const LVT_LINT1: usize = 0x360;
-const DELIVERY_EXTERNAL: u32 = 0x7 << 8;
-const DELIVERY_NMI: u32 = 0x4 << 8;
+const DELIVERY_NMI: u8 = 0x4;
 
 /// Points the first vCPU at the kernel's PVH entry.
 pub(super) fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), kvm_ioctls::Error> {
@@ -50,18 +48,16 @@ fn flat(type_: u8, selector: u16) -> kvm_segment {
     }
 }
 
-/// Sets LINT0 to the 8259's interrupts and LINT1 to NMIs, as the MP table has it.
+/// Has LINT1 deliver NMIs, as the MP table has it. LINT0 would be for an 8259, of which there is none.
 pub(super) fn set_local_apic(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     let mut apic = vcpu.get_lapic()?;
-    set_delivery(&mut apic, LVT_LINT0, DELIVERY_EXTERNAL);
     set_delivery(&mut apic, LVT_LINT1, DELIVERY_NMI);
     vcpu.set_lapic(&apic)
 }
 
-fn set_delivery(apic: &mut kvm_lapic_state, register: usize, mode: u32) {
+fn set_delivery(apic: &mut kvm_lapic_state, register: usize, mode: u8) {
     // Delivery mode: bits 8 to 10. The entry's second byte holds them.
     if let Some(byte) = apic.regs.get_mut(register + 1) {
-        let mode = u8::try_from(mode >> 8).unwrap_or_default();
         *byte = (byte.cast_unsigned() & !0x7 | mode).cast_signed();
     }
 }
@@ -73,9 +69,8 @@ mod tests {
     #[test]
     fn the_delivery_mode_changes_nothing_else_of_the_entry() {
         let mut apic = kvm_lapic_state { regs: [0x7F; 1024] };
-        set_delivery(&mut apic, LVT_LINT0, DELIVERY_EXTERNAL);
         set_delivery(&mut apic, LVT_LINT1, DELIVERY_NMI);
-        assert_eq!(apic.regs[LVT_LINT0..LVT_LINT0 + 4], [0x7F, 0x7F, 0x7F, 0x7F]);
         assert_eq!(apic.regs[LVT_LINT1..LVT_LINT1 + 4], [0x7F, 0x7C, 0x7F, 0x7F]);
+        assert!(apic.regs[..LVT_LINT1].iter().all(|byte| *byte == 0x7F));
     }
 }

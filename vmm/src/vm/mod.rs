@@ -1,5 +1,7 @@
 //! A virtual machine: built from its parts, then run until it stops.
 
+mod interrupts;
+
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +11,10 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::boot::{self, BootError, CommandLine, CommandLineError, KernelError, KernelImage, Loaded};
+use self::interrupts::KvmRouter;
+use crate::boot::{
+    self, BootError, CommandLine, CommandLineError, KernelError, KernelImage, Loaded, Processors,
+};
 use crate::bus::{Bus, Overlap};
 use crate::clock::monotonic_ns;
 use crate::control::{StopReason, Timeline};
@@ -17,12 +22,13 @@ use crate::cpu::cpuid::Supported;
 use crate::cpu::thread::{Machine, handle_interrupt_signal};
 use crate::cpu::{CpuidError, ExitCounters, Topology, Vcpu, VcpuError, VcpuThread};
 use crate::devices::console::{Console, SERIAL_PORT, SERIAL_PORTS, SerialPort};
+use crate::devices::io_apic::{IO_APIC_SIZE, IoApic};
 use crate::devices::power::{KEYBOARD_COMMAND_PORT, KeyboardController, POWER_PORT, Power};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::kvm::{self, KvmError};
 use crate::layout::{
-    FIRST_INTERRUPT, KVM_IDENTITY_MAP, KVM_TSS, LAST_INTERRUPT, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
+    FIRST_INTERRUPT, IO_APIC, KVM_IDENTITY_MAP, KVM_TSS, LAST_INTERRUPT, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
 };
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::outcome::Outcome;
@@ -98,7 +104,7 @@ pub struct Vm {
     console: Console,
     timeline: Timeline,
     /// Held as long as its vCPUs run.
-    vm: VmFd,
+    vm: Arc<VmFd>,
 }
 
 /// A virtual machine that runs. Dropping it stops it.
@@ -107,7 +113,7 @@ pub struct RunningVm {
     threads: Vec<VcpuThread>,
     console: Console,
     timeline: Timeline,
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
 }
 
 fn kvm_error(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
@@ -131,6 +137,7 @@ impl Vm {
         console: Console,
     ) -> Result<Self, BuildError> {
         let command_line = command_line(config, devices.len())?;
+        let processors = Processors { vcpus: config.vcpus, io_apic_inputs: io_apic_inputs(devices.len())? };
         let kernel = KernelImage::open(kernel)?;
         let memory = memory::allocate(config.memory_mib)?;
         let kvm = kvm::open()?;
@@ -142,10 +149,10 @@ impl Vm {
             let loader = std::thread::Builder::new().name("loader".into());
             let (memory, command_line) = (&memory, &command_line);
             let loading = loader.spawn_scoped(scope, move || {
-                let loaded = boot::load(memory, &kernel, initramfs, command_line, config.vcpus);
+                let loaded = boot::load(memory, &kernel, initramfs, command_line, processors);
                 (loaded, monotonic_ns())
             });
-            let built = build_machine(config, &kvm, memory, devices, &console);
+            let built = build_machine(processors, &kvm, memory, devices, &console);
             let loaded = loading.map(std::thread::ScopedJoinHandle::join);
             (loaded, built)
         });
@@ -235,10 +242,17 @@ impl Drop for RunningVm {
 }
 
 /// Where the virtio-mmio device with this number lies, and its interrupt.
-fn slot(index: usize) -> Option<(u64, u32)> {
-    let index = u32::try_from(index).ok()?;
+fn slot(index: usize) -> Option<(u64, u8)> {
+    let index = u8::try_from(index).ok()?;
     let interrupt = FIRST_INTERRUPT.checked_add(index).filter(|&interrupt| interrupt <= LAST_INTERRUPT)?;
     Some((VIRTIO_MMIO_BASE + u64::from(index) * VIRTIO_MMIO_SIZE, interrupt))
+}
+
+/// One input for each device, and those before the first.
+fn io_apic_inputs(devices: usize) -> Result<u8, BuildError> {
+    let inputs = u8::try_from(devices).ok().and_then(|devices| FIRST_INTERRUPT.checked_add(devices));
+    let inputs = inputs.filter(|&inputs| inputs <= LAST_INTERRUPT + 1);
+    inputs.ok_or(BuildError::TooManyDevices { count: devices })
 }
 
 fn command_line(config: &VmConfig, devices: usize) -> Result<CommandLine, BuildError> {
@@ -252,32 +266,36 @@ fn command_line(config: &VmConfig, devices: usize) -> Result<CommandLine, BuildE
 
 /// The machine around the kernel.
 struct Built {
-    vm: VmFd,
+    vm: Arc<VmFd>,
     machine: Machine,
     vcpus: Vec<Vcpu>,
     memory_ready_ns: u64,
 }
 
 fn build_machine(
-    config: &VmConfig,
+    processors: Processors,
     kvm: &Kvm,
     memory: &GuestMemory,
     devices: Vec<Box<dyn VirtioDevice>>,
     console: &Console,
 ) -> Result<Built, BuildError> {
-    let vm = create_vm(kvm)?;
+    let vm = Arc::new(create_vm(kvm)?);
     register_memory(&vm, memory)?;
     let memory_ready_ns = monotonic_ns();
-    vm.create_irq_chip().map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
+    let inputs = processors.io_apic_inputs;
+    interrupts::create_local_apics(&vm, inputs).map_err(kvm_error("KVM_CAP_SPLIT_IRQCHIP"))?;
+    let mut bus = virtio_bus(&vm, memory, devices)?;
+    let io_apic = IoApic::new(inputs, Box::new(KvmRouter(Arc::clone(&vm))));
+    bus.insert(IO_APIC.into(), IO_APIC_SIZE, Arc::new(Mutex::new(io_apic)))?;
 
     let machine = Machine {
         ports: ports(console)?,
-        memory: virtio_bus(&vm, memory, devices)?,
+        memory: bus,
         counters: ExitCounters::default(),
         outcome: Arc::new(Outcome::new().map_err(host_error("eventfd"))?),
         stopping: AtomicBool::new(false),
     };
-    let vcpus = create_vcpus(kvm, &vm, config.vcpus)?;
+    let vcpus = create_vcpus(kvm, &vm, processors.vcpus)?;
     Ok(Built { vm, machine, vcpus, memory_ready_ns })
 }
 
@@ -335,7 +353,7 @@ fn virtio_bus(
         for (queue, eventfd) in (0u32..).zip(transport.notifications()) {
             vm.register_ioevent(eventfd, &notify, queue).map_err(kvm_error("KVM_IOEVENTFD"))?;
         }
-        vm.register_irqfd(transport.interrupt().line(), interrupt).map_err(kvm_error("KVM_IRQFD"))?;
+        vm.register_irqfd(transport.interrupt().line(), interrupt.into()).map_err(kvm_error("KVM_IRQFD"))?;
         bus.insert(address, VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
     }
     Ok(bus)
