@@ -14,10 +14,8 @@ pub const GAP_START: u64 = 0xC000_0000;
 /// The end of the gap: memory beyond [`GAP_START`] bytes continues here.
 pub const GAP_END: u64 = 0x1_0000_0000;
 
-/// The first virtio-mmio device; one follows the other.
+/// The first virtio-mmio device; one follows the other, several to a page.
 pub const VIRTIO_MMIO_BASE: u64 = 0xD000_0000;
-/// The room of one virtio-mmio device.
-pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// The interrupt of the first virtio-mmio device, the next one has the next. Linux does not take 0 for an interrupt.
 pub const FIRST_INTERRUPT: u8 = 1;
 /// The last interrupt that there can be: the I/O APIC has 24 inputs at most, as the 82093AA.

@@ -10,16 +10,24 @@ mod start_info;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout::{COMMAND_LINE, GAP_START};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, back_by_huge_pages};
 pub use command_line::{CommandLine, CommandLineError};
 pub use kernel::{KernelError, KernelImage};
 
 /// The alignment of the initramfs.
 const PAGE: u64 = 4096;
+
+/// The size of a page structure (Linux, `struct page`).
+const PAGE_STRUCTURE: u64 = 64;
+/// What Linux allocates at boot beside its page structures.
+const BOOT_ALLOCATIONS: u64 = 2 << 20;
+/// What Linux and its first process allocate after that.
+const EARLY_ALLOCATIONS: u64 = 2 << 20;
 
 /// Why guest memory could not be made ready for the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +94,10 @@ pub fn load(
     command_line: &CommandLine,
     processors: Processors,
 ) -> Result<Loaded, BootError> {
+    let length = initramfs.map_or(Ok(0), |file| file.metadata().map(|metadata| metadata.len()));
+    let length = length.map_err(BootError::Initramfs)?;
+    back_by_huge_pages(memory, &early_memory(kernel.end() + length));
+    back_by_huge_pages(memory, &page_structures(memory));
     kernel.load(memory)?;
     let module = initramfs.map(|file| load_initramfs(memory, file, kernel.end())).transpose()?;
     let table = |what| move |source| BootError::Table { what, source };
@@ -95,6 +107,19 @@ pub fn load(
     start_info::write(memory, module).map_err(table("hvm_start_info"))?;
     let end = module.map_or(kernel.end(), |module| module.address + module.length);
     Ok(Loaded { entry: kernel.entry(), end })
+}
+
+/// What the guest uses first: kernel and initramfs, then the memory from low to high addresses.
+fn early_memory(loaded_end: u64) -> Range<u64> {
+    0..loaded_end + EARLY_ALLOCATIONS
+}
+
+/// Where Linux keeps its page structures and page tables, and what else it allocates before it has an allocator: at
+/// the top, from high to low addresses.
+fn page_structures(memory: &GuestMemory) -> Range<u64> {
+    let end = memory.last_addr().0 + 1;
+    let size: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    end.saturating_sub(size / PAGE * PAGE_STRUCTURE + BOOT_ALLOCATIONS)..end
 }
 
 /// Reads the initramfs right behind the kernel, so that both share their large pages.

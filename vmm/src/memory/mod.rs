@@ -1,6 +1,7 @@
 //! Guest memory: one memfd, mapped below and above the device gap.
 
 mod discard;
+mod huge_pages;
 mod sizing;
 
 use std::fs::File;
@@ -14,6 +15,7 @@ use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 pub use discard::{DiscardError, discard};
+pub use huge_pages::back_by_huge_pages;
 pub use sizing::{MINIMUM_MIB, SizeError};
 
 /// The guest's physical memory, as every device sees it.

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -25,11 +25,9 @@ use crate::devices::console::{Console, SERIAL_PORT, SERIAL_PORTS, SerialPort};
 use crate::devices::io_apic::{IO_APIC_SIZE, IoApic};
 use crate::devices::power::{KEYBOARD_COMMAND_PORT, KeyboardController, POWER_PORT, Power};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, REGISTER_FILE_SIZE, RegisterMemory};
 use crate::kvm::{self, KvmError};
-use crate::layout::{
-    FIRST_INTERRUPT, IO_APIC, KVM_IDENTITY_MAP, KVM_TSS, LAST_INTERRUPT, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
-};
+use crate::layout::{FIRST_INTERRUPT, IO_APIC, KVM_IDENTITY_MAP, KVM_TSS, LAST_INTERRUPT, VIRTIO_MMIO_BASE};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::outcome::Outcome;
 
@@ -245,7 +243,7 @@ impl Drop for RunningVm {
 fn slot(index: usize) -> Option<(u64, u8)> {
     let index = u8::try_from(index).ok()?;
     let interrupt = FIRST_INTERRUPT.checked_add(index).filter(|&interrupt| interrupt <= LAST_INTERRUPT)?;
-    Some((VIRTIO_MMIO_BASE + u64::from(index) * VIRTIO_MMIO_SIZE, interrupt))
+    Some((VIRTIO_MMIO_BASE + u64::from(index) * REGISTER_FILE_SIZE, interrupt))
 }
 
 /// One input for each device, and those before the first.
@@ -259,7 +257,7 @@ fn command_line(config: &VmConfig, devices: usize) -> Result<CommandLine, BuildE
     let mut line = CommandLine::new(config.console_verbose);
     for index in 0..devices {
         let (address, interrupt) = slot(index).ok_or(BuildError::TooManyDevices { count: devices })?;
-        line.add_virtio_mmio(address, VIRTIO_MMIO_SIZE, interrupt);
+        line.add_virtio_mmio(address, REGISTER_FILE_SIZE, interrupt);
     }
     Ok(line.finish(&config.kernel_parameters)?)
 }
@@ -280,11 +278,12 @@ fn build_machine(
     console: &Console,
 ) -> Result<Built, BuildError> {
     let vm = Arc::new(create_vm(kvm)?);
-    register_memory(&vm, memory)?;
+    let registers = RegisterMemory::new(devices.len()).map_err(host_error("mmap of device registers"))?;
+    register_memory(&vm, memory, &registers)?;
     let memory_ready_ns = monotonic_ns();
     let inputs = processors.io_apic_inputs;
     interrupts::create_local_apics(&vm, inputs).map_err(kvm_error("KVM_CAP_SPLIT_IRQCHIP"))?;
-    let mut bus = virtio_bus(&vm, memory, devices)?;
+    let mut bus = virtio_bus(&vm, memory, devices, &registers)?;
     let io_apic = IoApic::new(inputs, Box::new(KvmRouter(Arc::clone(&vm))));
     bus.insert(IO_APIC.into(), IO_APIC_SIZE, Arc::new(Mutex::new(io_apic)))?;
 
@@ -313,18 +312,26 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
     Ok(vm)
 }
 
-/// Tells KVM of guest memory, one slot per region.
-fn register_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), BuildError> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the range is a mapping of guest memory, which is never unmapped.
-        unsafe { vm.set_user_memory_region(region) }.map_err(kvm_error("KVM_SET_USER_MEMORY_REGION"))?;
+/// Tells KVM of guest memory, one slot per region, and of the devices' registers, which the guest may only read.
+fn register_memory(vm: &VmFd, memory: &GuestMemory, registers: &RegisterMemory) -> Result<(), BuildError> {
+    let (userspace_addr, memory_size) = registers.pages();
+    let registers = kvm_userspace_memory_region {
+        slot: 0,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: VIRTIO_MMIO_BASE,
+        memory_size,
+        userspace_addr,
+    };
+    let memory = (1..).zip(memory.iter()).map(|(slot, region)| kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    });
+    for slot in std::iter::once(registers).chain(memory) {
+        // SAFETY: the range is a mapping of guest memory or of registers, none of which is ever unmapped.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(kvm_error("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())
 }
@@ -343,18 +350,21 @@ fn virtio_bus(
     vm: &VmFd,
     memory: &GuestMemory,
     devices: Vec<Box<dyn VirtioDevice>>,
+    registers: &RegisterMemory,
 ) -> Result<Bus, BuildError> {
     let count = devices.len();
     let mut bus = Bus::default();
     for (index, device) in devices.into_iter().enumerate() {
         let (address, interrupt) = slot(index).ok_or(BuildError::TooManyDevices { count })?;
-        let transport = MmioTransport::new(device, memory.clone()).map_err(host_error("eventfd"))?;
+        let registers = registers.file(index).ok_or(BuildError::TooManyDevices { count })?;
+        let transport =
+            MmioTransport::new(device, memory.clone(), registers).map_err(host_error("eventfd"))?;
         let notify = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
         for (queue, eventfd) in (0u32..).zip(transport.notifications()) {
             vm.register_ioevent(eventfd, &notify, queue).map_err(kvm_error("KVM_IOEVENTFD"))?;
         }
         vm.register_irqfd(transport.interrupt().line(), interrupt.into()).map_err(kvm_error("KVM_IRQFD"))?;
-        bus.insert(address, VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
+        bus.insert(address, REGISTER_FILE_SIZE, Arc::new(Mutex::new(transport)))?;
     }
     Ok(bus)
 }

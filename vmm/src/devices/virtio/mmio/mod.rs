@@ -2,6 +2,7 @@
 //! notifies one device.
 
 mod queues;
+mod register_file;
 mod registers;
 mod status;
 
@@ -11,11 +12,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::queues::QueueSetup;
 use self::status::Status;
+use super::interrupt::USED_BUFFER;
 use super::{Activation, Interrupt, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::control::StopReason;
 use crate::memory::GuestMemory;
 
+pub use register_file::{REGISTER_FILE_SIZE, RegisterFile, RegisterMemory};
 pub use registers::QUEUE_NOTIFY;
 
 /// `VIRTIO_F_VERSION_1`: the device is not a legacy one.
@@ -28,6 +31,8 @@ pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
     memory: GuestMemory,
     interrupt: Interrupt,
+    /// What the guest reads without asking.
+    registers: RegisterFile,
     status: Status,
     device_features_page: u32,
     driver_features_page: u32,
@@ -40,17 +45,23 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// A device that has just been reset.
+    /// A device that has just been reset, whose registers the guest reads in `registers`.
     ///
     /// # Errors
     /// The host's refusal of an eventfd.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemory,
+        registers: RegisterFile,
+    ) -> io::Result<Self> {
         let queues: Vec<_> = device.queue_sizes().iter().map(|&size| QueueSetup::new(size)).collect();
         let notifications = queues.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<Result<_, _>>()?;
-        Ok(Self {
+        let line = EventFd::new(EFD_NONBLOCK)?;
+        let transport = Self {
             device,
             memory,
-            interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK)?),
+            interrupt: Interrupt::with_registers(line, registers.clone()),
+            registers,
             status: Status::empty(),
             device_features_page: 0,
             driver_features_page: 0,
@@ -60,7 +71,10 @@ impl MmioTransport {
             notifications,
             generation: 0,
             activated: false,
-        })
+        };
+        transport.publish_registers();
+        transport.publish_config();
+        Ok(transport)
     }
 
     /// The eventfds to attach to writes of each queue's number to [`QUEUE_NOTIFY`], in the queues' order.
@@ -95,6 +109,29 @@ impl MmioTransport {
             registers::CONFIG_GENERATION => self.generation,
             // Write-only registers and those that do not exist.
             _ => 0,
+        }
+    }
+
+    /// Has the guest read what [`read_register`](Self::read_register) says.
+    fn publish_registers(&self) {
+        for offset in (0..registers::CONFIG).step_by(4) {
+            // The interrupt's own word changes at any time and is always true.
+            if offset != registers::INTERRUPT_STATUS {
+                self.registers.store(offset, self.read_register(offset));
+            }
+        }
+        // The device may have broken since its status was read.
+        if self.interrupt.is_broken() {
+            self.registers.add_status(Status::NEEDS_RESET.bits());
+        }
+    }
+
+    /// Has the guest read the device's configuration space.
+    fn publish_config(&self) {
+        for offset in (registers::CONFIG..REGISTER_FILE_SIZE).step_by(4) {
+            let mut word = [0; 4];
+            self.device.read_config(offset - registers::CONFIG, &mut word);
+            self.registers.store(offset, u32::from_le_bytes(word));
         }
     }
 
@@ -242,9 +279,17 @@ impl BusDevice for MmioTransport {
         if let Some(offset) = offset.checked_sub(registers::CONFIG) {
             if self.status.contains(Status::DRIVER) {
                 self.device.write_config(offset, data);
+                self.publish_config();
             }
         } else if let Ok(value) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(value));
+            match offset {
+                // On the path of every interrupt, and the interrupt's own word: nothing else has changed, unless the
+                // device has announced a change of its configuration.
+                registers::INTERRUPT_ACK if value == USED_BUFFER.to_le_bytes() => {}
+                registers::INTERRUPT_ACK => self.publish_config(),
+                _ => self.publish_registers(),
+            }
         }
         None
     }

@@ -84,7 +84,11 @@ impl Driver {
     fn new() -> Self {
         let record = Arc::new(Mutex::new(Record::default()));
         let probe = Probe { record: record.clone(), needs_queue: true };
-        Self { transport: MmioTransport::new(Box::new(probe), allocate(32).unwrap()).unwrap(), record }
+        Self {
+            transport: MmioTransport::new(Box::new(probe), allocate(32).unwrap(), RegisterFile::default())
+                .unwrap(),
+            record,
+        }
     }
 
     fn read(&mut self, offset: u64) -> u32 {
@@ -221,6 +225,7 @@ fn a_device_that_breaks_while_it_runs_asks_for_a_reset() {
     driver.add_status(Status::DRIVER_OK);
     driver.record.lock().unwrap().active.as_ref().unwrap().interrupt.needs_reset().unwrap();
     assert!(driver.has(Status::NEEDS_RESET));
+    assert_eq!(driver.transport.registers.load(STATUS), driver.read(STATUS));
 }
 
 #[test]
@@ -307,6 +312,9 @@ proptest! {
                     prop_assert!(driver.transport.write(offset, &data).is_none());
                 }
                 Access::Status(value) => driver.write(STATUS, value),
+            }
+            for offset in (0..REGISTER_FILE_SIZE).step_by(4) {
+                prop_assert_eq!(driver.transport.registers.load(offset), driver.read(offset), "{:#x}", offset);
             }
             let status = Status::from_bits(driver.read(STATUS)).unwrap();
             let record = driver.record.lock().unwrap();
