@@ -25,7 +25,7 @@ const PAGE: u64 = 4096;
 /// The size of a page structure (Linux, `struct page`).
 const PAGE_STRUCTURE: u64 = 64;
 /// What Linux allocates at boot beside its page structures.
-const BOOT_ALLOCATIONS: u64 = 2 << 20;
+const BOOT_ALLOCATIONS: u64 = 4 << 20;
 /// What Linux and its first process allocate after that.
 const EARLY_ALLOCATIONS: u64 = 2 << 20;
 
