@@ -55,7 +55,8 @@ impl Console {
         Some(line.chars().filter(|c| !c.is_control()).take(512).collect())
     }
 
-    fn text(&self) -> String {
+    /// All that is kept, as it is.
+    pub(crate) fn text(&self) -> String {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let (first, second) = ring.as_slices();
         String::from_utf8_lossy(&[first, second].concat()).into_owned()

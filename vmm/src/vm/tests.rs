@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use super::*;
 use crate::boot::tests::{file_of, kernel_bytes};
+use crate::devices::virtio::rng::Rng;
 use crate::event_loop::{EventFlags, EventLoop, Handler};
 
 /// The note with the PVH entry.
@@ -34,7 +35,10 @@ impl Handler for Wake {
 
 /// Waits for the guest to end by itself.
 fn wait(vm: &RunningVm) -> StopReason {
-    let event_loop = EventLoop::new().unwrap();
+    wait_on(&EventLoop::new().unwrap(), vm)
+}
+
+fn wait_on(event_loop: &EventLoop, vm: &RunningVm) -> StopReason {
     let outcome = vm.outcome();
     let _wake = event_loop.add(outcome.event().as_fd(), EventFlags::IN, Arc::new(Wake)).unwrap();
     event_loop.run(|| outcome.get().is_some()).unwrap();
@@ -146,6 +150,82 @@ fn addresses_without_a_device_read_as_ones_and_take_writes() {
     let counts = vm.counters().by_reason();
     assert_eq!((counts["mmio_read"], counts["mmio_write"], counts["io_in"]), (1, 1, 1));
     assert_eq!(vm.console.tail(64), ".", "0x7f is not printable");
+}
+
+/// The first virtio device's registers.
+const DEVICE: u32 = 0xD000_0000;
+
+/// mov dword [address], value
+fn store(address: u32, value: u32) -> Vec<u8> {
+    [&[0xC7, 0x05][..], &address.to_le_bytes(), &value.to_le_bytes()].concat()
+}
+
+/// mov eax, [address]; mov dx, 0x3f8; out dx, al
+fn print_byte_at(address: u32) -> Vec<u8> {
+    [&[0xA1][..], &address.to_le_bytes(), &[0x66, 0xBA, 0xF8, 0x03, 0xEE]].concat()
+}
+
+fn start_with_rng(code: &[u8], event_loop: &EventLoop) -> RunningVm {
+    let kernel = file_of(&kernel_bytes(code, PVH));
+    let rng: Box<dyn VirtioDevice> = Box::new(Rng::new(event_loop.clone()));
+    Vm::build(&config(), kernel, None, vec![rng], Console::default()).unwrap().start().unwrap()
+}
+
+#[test]
+fn registers_are_read_without_an_exit_and_written_with_one() {
+    if !kvm_is_there() {
+        return;
+    }
+    let mut code = Vec::new();
+    (0..4).for_each(|byte| code.extend(print_byte_at(DEVICE + byte)));
+    code.extend(store(DEVICE + 0x70, 1));
+    code.extend(store(DEVICE + 0x70, 3));
+    code.extend(print_byte_at(DEVICE + 0x70));
+    code.extend(power(0));
+    let event_loop = EventLoop::new().unwrap();
+    let vm = start_with_rng(&code, &event_loop);
+    assert_eq!(wait_on(&event_loop, &vm), StopReason::PoweredOff);
+    assert_eq!(vm.console.text(), "virt\x03");
+    let counts = vm.counters().by_reason();
+    assert_eq!((counts.get("mmio_read"), counts["mmio_write"]), (None, 2));
+}
+
+#[test]
+fn a_driver_gets_its_request_served_and_its_notification_costs_no_exit_to_user_space() {
+    if !kvm_is_there() {
+        return;
+    }
+    let (descriptors, available, used, buffer) = (0x20_0000, 0x20_1000, 0x20_2000, 0x21_0000);
+    let driver = [
+        (DEVICE + 0x70, 1),
+        (DEVICE + 0x70, 3),
+        (DEVICE + 0x24, 1),
+        (DEVICE + 0x20, 1),
+        (DEVICE + 0x70, 11),
+        (DEVICE + 0x38, 8),
+        (DEVICE + 0x80, descriptors),
+        (DEVICE + 0x90, available),
+        (DEVICE + 0xA0, used),
+        (DEVICE + 0x44, 1),
+        (DEVICE + 0x70, 15),
+        // One descriptor, 64 bytes for the device to write, and its head made available.
+        (descriptors, buffer),
+        (descriptors + 8, 64),
+        (descriptors + 12, 2),
+        (available, 1 << 16),
+        (DEVICE + 0x50, 0),
+    ];
+    let mut code: Vec<u8> = driver.into_iter().flat_map(|(address, value)| store(address, value)).collect();
+    // again: cmp word [used + 2], 1; jne again
+    code.extend([&[0x66, 0x83, 0x3D][..], &(used + 2).to_le_bytes(), &[1, 0x75, 0xF6]].concat());
+    // The length of the used element: 64 is '@'.
+    code.extend(print_byte_at(used + 8));
+    code.extend(power(0));
+    let event_loop = EventLoop::new().unwrap();
+    let vm = start_with_rng(&code, &event_loop);
+    assert_eq!(wait_on(&event_loop, &vm), StopReason::PoweredOff);
+    assert_eq!(vm.console.text(), "@");
+    assert_eq!(vm.counters().by_reason()["mmio_write"], 11, "the notification is not among them");
 }
 
 fn build_error(config: &VmConfig, kernel: File) -> String {
