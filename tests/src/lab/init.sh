@@ -26,11 +26,17 @@ mount -t proc proc /root-of-lab/proc
 mount -t sysfs sysfs /root-of-lab/sys
 mount -t devtmpfs devtmpfs /root-of-lab/dev
 mount -t tmpfs -o mode=0755 run /root-of-lab/run
-mount -t tmpfs -o mode=1777 tmp /root-of-lab/tmp
 mount -t cgroup2 -o nsdelegate cgroup2 /root-of-lab/sys/fs/cgroup
 
 # The server is a file of the host that a build may replace while the lab runs: take a copy.
 server=$(sed -n 's/.*saya_lab_server=\([^ ]*\).*/\1/p' /proc/cmdline)
+
+# /tmp is the lab's own, but for the directory of a checkout that lies there.
+checkout=$(echo "$server" | sed -n 's|^/tmp/\([^/]*\)/.*|\1|p')
+[ -z "$checkout" ] || { mkdir /checkout && mount --bind "/root-of-lab/tmp/$checkout" /checkout; }
+mount -t tmpfs -o mode=1777 tmp /root-of-lab/tmp
+[ -z "$checkout" ] || { mkdir "/root-of-lab/tmp/$checkout" && mount --move /checkout "/root-of-lab/tmp/$checkout"; }
+
 mkdir /root-of-lab/run/saya-lab
 echo "lab: the root is made after $(cut -d' ' -f1 /proc/uptime) s"
 cp "/host$server" /root-of-lab/run/saya-lab/server || fail "cannot copy $server"
