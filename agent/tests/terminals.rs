@@ -58,12 +58,9 @@ async fn a_shell_on_a_terminal_has_job_control_and_a_size() {
     input.write_all(b"stty size\n").unwrap();
     read_until(&output, "10 50\r\n").await;
     read_until(&output, "# ").await;
-    input.write_all(b"sleep 1000\n").unwrap();
-    read_until(&output, "\r\n").await;
-    // Ctrl-C, as soon as sleep is there to get it.
-    while machine.pids("c").await.len() < 2 {
-        tokio::task::yield_now().await;
-    }
+    // What it prints says that the shell has put it in the foreground, so that Ctrl-C is its.
+    input.write_all(b"sh -c 'echo go$((1)); exec sleep 1000'\n").unwrap();
+    read_until(&output, "go1\r\n").await;
     input.write_all(&[3]).unwrap();
     read_until(&output, "# ").await;
     input.write_all(b"exit 5\n").unwrap();
