@@ -29,12 +29,14 @@ pub(super) struct Worker {
     server: Server,
     queues: Vec<WorkerQueue>,
     interrupt: Interrupt,
-    stop: EventFd,
+    /// Readable when the thread is to end.
+    _stop: EventFd,
     epoll: OwnedFd,
 }
 
 struct WorkerQueue {
     queue: Queue,
+    /// Never read: its edges are what counts, and they come with every notification.
     notification: EventFd,
     /// The driver broke the rules of the ring itself. The queue rests until a reset.
     broken: bool,
@@ -48,6 +50,14 @@ struct WaitingRequest<'m> {
     queue: usize,
     head: u16,
     buffers: Buffers<'m>,
+}
+
+/// What else there is to do.
+struct Wakeup {
+    /// The device is being reset.
+    stop: bool,
+    /// A wait has ended.
+    ended: bool,
 }
 
 /// What a turn left behind.
@@ -81,12 +91,13 @@ impl Worker {
             .map(|queue| WorkerQueue { queue: queue.queue, notification: queue.notification, broken: false })
             .collect();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        watch(&epoll, borrow(&stop), STOP)?;
-        watch(&epoll, server.wakeup(), ENDED)?;
+        watch(&epoll, borrow(&stop), STOP, epoll::EventFlags::IN)?;
+        watch(&epoll, server.wakeup(), ENDED, epoll::EventFlags::IN)?;
         for (index, queue) in (0..).zip(&queues) {
-            watch(&epoll, borrow(&queue.notification), index)?;
+            let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            watch(&epoll, borrow(&queue.notification), index, edges)?;
         }
-        Ok(Self { server, queues, interrupt, stop, epoll })
+        Ok(Self { server, queues, interrupt, _stop: stop, epoll })
     }
 
     /// Serves until it is told to stop, or until the host fails it.
@@ -97,11 +108,14 @@ impl Worker {
         // What the driver made available before this thread watched is served without a notification.
         let mut due: Vec<bool> = self.queues.iter().map(|_| true).collect();
         loop {
-            let work_waits = due.iter().any(|due| *due);
-            if self.wait(&mut events, work_waits, &mut due).is_err() || self.stop.read().is_ok() {
-                return;
+            match self.wait(&mut events, &mut due) {
+                Ok(Wakeup { stop: false, ended }) => {
+                    if ended {
+                        self.finish_ended(memory, &mut waiting);
+                    }
+                }
+                Ok(Wakeup { stop: true, .. }) | Err(_) => return,
             }
-            self.finish_ended(memory, &mut waiting);
             for (index, due) in due.iter_mut().enumerate() {
                 if std::mem::take(due) {
                     *due = self.take_turn(index, memory, &mut buffers, &mut waiting) == Turn::Unfinished;
@@ -111,12 +125,8 @@ impl Worker {
     }
 
     /// Waits for an event, or only looks for one when there is something to do, and marks the queues that have one.
-    fn wait(
-        &self,
-        events: &mut Vec<epoll::Event>,
-        work_waits: bool,
-        due: &mut [bool],
-    ) -> Result<(), rustix::io::Errno> {
+    fn wait(&self, events: &mut Vec<epoll::Event>, due: &mut [bool]) -> Result<Wakeup, rustix::io::Errno> {
+        let work_waits = due.iter().any(|due| *due);
         let no_time = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let timeout = work_waits.then_some(&no_time);
         events.clear();
@@ -127,15 +137,19 @@ impl Worker {
                 Err(error) => return Err(error),
             }
         }
+        let mut wakeup = Wakeup { stop: false, ended: false };
         for event in events.iter() {
-            let index = usize::try_from(event.data.u64()).unwrap_or(usize::MAX);
-            if let (Some(queue), Some(due)) = (self.queues.get(index), due.get_mut(index)) {
-                // The eventfd is readable now, and read by nobody else.
-                let _ = queue.notification.read();
-                *due = true;
+            match event.data.u64() {
+                STOP => wakeup.stop = true,
+                ENDED => wakeup.ended = true,
+                index => {
+                    if let Some(due) = usize::try_from(index).ok().and_then(|index| due.get_mut(index)) {
+                        *due = true;
+                    }
+                }
             }
         }
-        Ok(())
+        Ok(wakeup)
     }
 
     fn take_turn<'m>(
@@ -195,7 +209,9 @@ impl<'m> QueueTurn<'_, 'm> {
                     unannounced += 1;
                 }
                 None if !queue.enable_notification(memory)? => {
-                    announce(queue, memory, self.interrupt)?;
+                    if unannounced > 0 {
+                        announce(queue, memory, self.interrupt)?;
+                    }
                     return Ok(Turn::Drained);
                 }
                 // The driver has added one since.
@@ -251,8 +267,13 @@ fn announce(queue: &mut Queue, memory: &GuestMemory, interrupt: &Interrupt) -> R
     Ok(())
 }
 
-fn watch(epoll: &OwnedFd, descriptor: BorrowedFd<'_>, data: u64) -> io::Result<()> {
-    Ok(epoll::add(epoll.as_fd(), descriptor, epoll::EventData::new_u64(data), epoll::EventFlags::IN)?)
+fn watch(
+    epoll: &OwnedFd,
+    descriptor: BorrowedFd<'_>,
+    data: u64,
+    events: epoll::EventFlags,
+) -> io::Result<()> {
+    Ok(epoll::add(epoll.as_fd(), descriptor, epoll::EventData::new_u64(data), events)?)
 }
 
 /// The descriptor of an eventfd, which the crate hands out as a bare number only.
