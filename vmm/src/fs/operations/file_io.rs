@@ -13,6 +13,7 @@ use crate::fs::file_system::FileSystem;
 use crate::fs::handle_store::{Handle, OpenFile};
 use crate::fs::host::open_beneath;
 use crate::fs::implicit_files::Access;
+use crate::fs::limits::TRANSFER_BYTES;
 use crate::fs::wire::{
     CreateIn, EntryOut, FSYNC_DATA_ONLY, FsyncIn, OPEN_KILL_SUIDGID, OpenIn, OpenOut, OpenOutFlags, ReadIn,
     WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn,
@@ -108,7 +109,8 @@ impl FileSystem {
         self.made_and_opened(parent, c"", descriptor, flags)
     }
 
-    /// Reads from an open file straight into `into`, from `begin` on, and returns how many bytes that was.
+    /// Reads from an open file straight into `into`, from `begin` on, and returns how many bytes that was: not more
+    /// than was agreed on for one request.
     ///
     /// # Errors
     /// `EBADF` or `EISDIR` for a handle that is not an open file's; else what `preadv` returned.
@@ -120,7 +122,7 @@ impl FileSystem {
         begin: usize,
     ) -> Result<usize, Errno> {
         let offset = i64::try_from(request.offset).map_err(|_| Errno::INVAL)?;
-        let length = usize::try_from(request.size).unwrap_or(usize::MAX);
+        let length = request.size.min(TRANSFER_BYTES) as usize;
         into.io_vectors(begin, length, &mut self.io_vectors);
         let count = vector_count(&self.io_vectors)?;
         let file = self.open_file(node, request.handle, Access::Read)?;
@@ -132,7 +134,8 @@ impl FileSystem {
         io_result(result as libc::c_long)
     }
 
-    /// Writes to an open file straight from `from`, from `begin` on, and returns how many bytes that was.
+    /// Writes to an open file straight from `from`, from `begin` on, and returns how many bytes that was: not more than
+    /// was agreed on for one request.
     ///
     /// # Errors
     /// `EBADF` or `EISDIR` for a handle that is not an open file's; else what `pwritev` returned.
@@ -150,7 +153,7 @@ impl FileSystem {
             flags -= OFlags::APPEND;
         }
         let offset = i64::try_from(request.offset).map_err(|_| Errno::INVAL)?;
-        let length = usize::try_from(request.size).unwrap_or(usize::MAX);
+        let length = request.size.min(TRANSFER_BYTES) as usize;
         from.io_vectors(begin, length, &mut self.io_vectors);
         let count = vector_count(&self.io_vectors)?;
         let file = self.open_file(node, request.handle, Access::Write)?;

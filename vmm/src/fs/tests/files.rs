@@ -27,6 +27,17 @@ fn bytes_written_are_read_back_and_lie_in_the_hosts_file() {
 }
 
 #[test]
+fn one_request_moves_no_more_than_was_agreed_on() {
+    with_client(|client| {
+        let (_, open) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o644, 0).unwrap();
+        assert_eq!(client.write(open.handle, 0, &vec![1; (1 << 20) + 1]).unwrap(), 1 << 20);
+        client.write(open.handle, 1 << 20, b"x").unwrap();
+        client.room = 4 << 20;
+        assert_eq!(client.read(open.handle, 0, u32::MAX).unwrap().len(), 1 << 20);
+    });
+}
+
+#[test]
 fn an_offset_beyond_what_files_have_is_refused() {
     with_client(|client| {
         let (_, open) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o644, 0).unwrap();
