@@ -93,6 +93,8 @@ pub(super) struct FileSystem {
     pub(super) inodes: InodeStore,
     pub(super) handles: HandleStore,
     pub(super) implicit_files: ImplicitFiles,
+    /// Of these, the files that are closed when the present request ends.
+    open_for_request: Vec<u64>,
     pub(super) directory_buffer: DirectoryBuffer,
     pub(super) descriptors: DescriptorDirectory,
     pub(super) cache_policy: CachePolicy,
@@ -143,6 +145,7 @@ impl FileSystem {
             inodes,
             handles: HandleStore::new(budget.handles),
             implicit_files: ImplicitFiles::new(budget.handles.min(MOST_IMPLICIT_FILES)),
+            open_for_request: Vec::new(),
             directory_buffer: DirectoryBuffer::new(),
             descriptors,
             cache_policy: config.cache_policy,
@@ -195,7 +198,23 @@ impl FileSystem {
         }
         let flags = flags_for(access);
         let descriptor = self.open_node(node, flags)?;
-        self.implicit_files.insert(node, OpenFile::new(descriptor, flags)).map(drop)
+        self.keep_open(node, OpenFile::new(descriptor, flags))
+    }
+
+    /// Keeps the file of `node` open: until it is forgotten where the guest alone uses it, for this request where the
+    /// host does, too. It might want to run a program that the guest has just written.
+    pub(super) fn keep_open(&mut self, node: u64, file: OpenFile) -> Result<(), Errno> {
+        if !self.cache_policy.inode(self.inodes.peek(node)?.place()).keep_contents {
+            self.open_for_request.push(node);
+        }
+        self.implicit_files.insert(node, file).map(drop)
+    }
+
+    /// Ends a request: what was only open for it is closed.
+    pub(super) fn end_request(&mut self) {
+        for node in self.open_for_request.drain(..) {
+            self.implicit_files.remove(node);
+        }
     }
 
     /// Opens a regular file or directory that the guest knows anew.

@@ -109,7 +109,9 @@ impl Server {
         // The reply is put together behind the room for its header.
         self.reply.clear();
         self.reply.resize(OutHeader::SIZE, 0);
-        let answer = match self.run(&header, buffers) {
+        let answer = self.run(&header, buffers);
+        self.file_system.end_request();
+        let answer = match answer {
             Ok(Answer::Body) if self.reply.len() > buffers.writable.len() => Err(Errno::INVAL),
             answer => answer,
         };

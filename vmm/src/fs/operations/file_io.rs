@@ -212,7 +212,7 @@ impl FileSystem {
     ) -> Result<OpenOut, Errno> {
         let file = OpenFile::new(descriptor, flags);
         let handle = if self.implicit_opens {
-            self.implicit_files.insert(node, file)?;
+            self.keep_open(node, file)?;
             0
         } else {
             self.handles.insert(Handle::File(file))?

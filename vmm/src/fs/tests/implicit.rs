@@ -3,17 +3,22 @@
 use rustix::fs::OFlags;
 
 use super::client::{Client, Setup, with_setup};
-use crate::fs::DescriptorBudget;
 use crate::fs::wire::{
     CopyFileRangeIn, FallocateIn, FsyncIn, InitFlags, Opcode, ROOT_ID, ReadIn, SetattrIn, SetattrValid, Wire,
     WriteIn, WriteOut,
 };
+use crate::fs::{CachePolicy, Caching, DescriptorBudget};
 
 const FILES: usize = 4;
 
 fn with_implicit_opens(test: impl FnOnce(&mut Client) + Send + 'static) {
+    with_caching(Caching::EXCLUSIVE, test);
+}
+
+fn with_caching(caching: Caching, test: impl FnOnce(&mut Client) + Send + 'static) {
     let budget = DescriptorBudget { inodes: 100, handles: FILES };
-    with_setup(Setup { implicit_opens: true, budget, ..Setup::default() }, test);
+    let policy = CachePolicy::uniform(caching);
+    with_setup(Setup { implicit_opens: true, budget, policy, ..Setup::default() }, test);
 }
 
 fn read(client: &mut Client, node: u64, size: u32) -> Result<Vec<u8>, i32> {
@@ -91,6 +96,22 @@ fn lease(file: &std::fs::File) -> Result<(), i32> {
     };
     set(libc::F_RDLCK)?;
     set(libc::F_UNLCK)
+}
+
+#[test]
+fn a_file_that_the_host_uses_too_is_open_only_while_a_request_needs_it() {
+    with_caching(Caching::SHARED, |client| {
+        let (entry, _) = client.create(ROOT_ID, "program", OFlags::WRONLY, 0o755, 0).unwrap();
+        assert_eq!(client.server.handles(), 0);
+        write(client, entry.node, b"#!/bin/true", OFlags::WRONLY).unwrap();
+        // The host can run it now: nobody has it open for writing.
+        let host = std::fs::File::open(client.host("program")).unwrap();
+        assert_eq!(lease(&host), Ok(()));
+        assert_eq!(read(client, entry.node, 2).unwrap(), b"#!");
+        write(client, entry.node, b"+", OFlags::WRONLY | OFlags::APPEND).unwrap();
+        assert_eq!(read(client, entry.node, 20).unwrap(), b"#!/bin/true+");
+        assert_eq!(client.server.handles(), 0);
+    });
 }
 
 #[test]
