@@ -130,6 +130,11 @@ impl HandleStore {
         }
     }
 
+    /// Whether nothing more can be opened.
+    pub(super) fn is_full(&self) -> bool {
+        self.handles.is_full()
+    }
+
     /// How much is open.
     pub(super) fn len(&self) -> usize {
         self.handles.len()

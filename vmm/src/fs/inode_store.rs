@@ -181,6 +181,21 @@ impl InodeStore {
         self.get_pair(first, second)
     }
 
+    /// The directory with this number, reached, and room for one more inode: what a request that makes a file needs
+    /// to be sure of before it does, since the guest must not be told of an error when the file is there.
+    ///
+    /// # Errors
+    /// `ENFILE` when there is no room; else as [`directory`](Self::directory).
+    pub(super) fn directory_to_add_to(&mut self, number: u64) -> Result<Held<'_>, Errno> {
+        self.require_directory(number)?;
+        self.hold(number)?;
+        self.make_room()?;
+        if self.inodes.is_full() {
+            return Err(Errno::NFILE);
+        }
+        self.held(number)
+    }
+
     /// What is known of the inode with this number without reaching it.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ impl<T> Table<T> {
     /// # Errors
     /// [`Full`] at the limit.
     pub(super) fn insert(&mut self, content: T) -> Result<u64, Full> {
-        if self.len() >= self.limit {
+        if self.is_full() {
             return Err(Full);
         }
         if let Some(index) = self.free.pop() {
@@ -71,6 +71,11 @@ impl<T> Table<T> {
             self.free.extend(u32::try_from(index).ok());
         }
         Some(content)
+    }
+
+    /// Whether there is no room for another one.
+    pub(super) fn is_full(&self) -> bool {
+        self.len() >= self.limit
     }
 
     /// How many things there are.

@@ -70,7 +70,8 @@ impl FileSystem {
     ) -> Result<(EntryOut, OpenOut), Errno> {
         let flags = self.host_flags(request.flags)?;
         self.act_as(caller, request.umask, request.mode)?;
-        let directory = self.inodes.directory(parent)?;
+        self.require_room_to_open()?;
+        let directory = self.inodes.directory_to_add_to(parent)?;
         let mode = Mode::from_raw_mode(request.mode & 0o7777);
         // O_EXCL, so that nothing but a file that was made here is opened: what is there may be a fifo.
         let made = open_beneath(directory, name, flags | OFlags::CREATE | OFlags::EXCL, mode);
@@ -105,7 +106,9 @@ impl FileSystem {
         flags |= OFlags::from_bits_retain(request.flags) & OFlags::EXCL;
         self.act_as(caller, request.umask, request.mode)?;
         let mode = Mode::from_raw_mode(request.mode & 0o7777);
-        let descriptor = open_beneath(self.inodes.directory(parent)?, c".", flags | OFlags::TMPFILE, mode)?;
+        self.require_room_to_open()?;
+        let directory = self.inodes.directory_to_add_to(parent)?;
+        let descriptor = open_beneath(directory, c".", flags | OFlags::TMPFILE, mode)?;
         self.made_and_opened(parent, c"", descriptor, flags)
     }
 
@@ -201,6 +204,13 @@ impl FileSystem {
             flags = (flags - OFlags::ACCMODE) | OFlags::RDWR;
         }
         Ok(flags)
+    }
+
+    fn require_room_to_open(&self) -> Result<(), Errno> {
+        match !self.implicit_opens && self.handles.is_full() {
+            true => Err(Errno::NFILE),
+            false => Ok(()),
+        }
     }
 
     fn opened(

@@ -29,7 +29,7 @@ impl FileSystem {
         }
         self.act_as(caller, request.umask, request.mode)?;
         let mode = Mode::from_raw_mode(request.mode & 0o7777);
-        let directory = self.inodes.directory(parent)?;
+        let directory = self.inodes.directory_to_add_to(parent)?;
         rustix::fs::mknodat(directory, name, file_type, mode, decode_device(request.device))?;
         self.made(parent, name)
     }
@@ -47,7 +47,7 @@ impl FileSystem {
     ) -> Result<EntryOut, Errno> {
         self.act_as(caller, request.umask, request.mode)?;
         let mode = Mode::from_raw_mode(request.mode & 0o7777);
-        rustix::fs::mkdirat(self.inodes.directory(parent)?, name, mode)?;
+        rustix::fs::mkdirat(self.inodes.directory_to_add_to(parent)?, name, mode)?;
         self.made(parent, name)
     }
 
@@ -63,7 +63,7 @@ impl FileSystem {
         caller: Caller,
     ) -> Result<EntryOut, Errno> {
         self.credentials.assume(caller.uid, caller.gid)?;
-        rustix::fs::symlinkat(target, self.inodes.directory(parent)?, name)?;
+        rustix::fs::symlinkat(target, self.inodes.directory_to_add_to(parent)?, name)?;
         self.made(parent, name)
     }
 

@@ -150,6 +150,28 @@ fn a_file_that_the_host_puts_in_anothers_place_is_not_taken_for_it() {
 }
 
 #[test]
+fn what_cannot_be_told_to_the_guest_is_not_made() {
+    let setup =
+        Setup { most_inodes: 3, budget: DescriptorBudget { inodes: 8, handles: 1 }, ..few_descriptors() };
+    with_setup(setup, |client| {
+        let (file, _) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o600, 0).unwrap();
+        // No handle is left.
+        assert_eq!(client.create(ROOT_ID, "other", OFlags::RDWR, 0o600, 0).unwrap_err(), libc::ENFILE);
+        client.mkdir(ROOT_ID, "d").unwrap();
+        // No inode is left.
+        assert_eq!(client.mkdir(ROOT_ID, "e").unwrap_err(), libc::ENFILE);
+        assert_eq!(client.symlink(ROOT_ID, "e", "x").unwrap_err(), libc::ENFILE);
+        assert_eq!(client.mknod(ROOT_ID, "e", libc::S_IFIFO | 0o600, 0).unwrap_err(), libc::ENFILE);
+        let link = LinkIn { old_node: file.node };
+        assert!(client.ask::<EntryOut>(Opcode::Link, ROOT_ID, &link, &text(b"link")).is_ok());
+        let mut names: Vec<_> =
+            std::fs::read_dir(client.host("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["d", "file", "link"]);
+    });
+}
+
+#[test]
 fn a_guest_that_keeps_everything_gets_an_error_not_more() {
     let setup = Setup { most_inodes: 10, ..few_descriptors() };
     with_setup(setup, |client| {
