@@ -5,7 +5,8 @@ use std::fmt::Write;
 /// The longest command line that Linux takes on x86, its final zero included (`COMMAND_LINE_SIZE`).
 const LIMIT: usize = 2048;
 
-/// What every guest kernel is told, each with its reason.
+/// What every guest kernel is told, each with its reason: the kernel compares each parameter with all that it knows,
+/// which takes time.
 const BASE: &[&str] = &[
     // The only console, and it is silent: `loglevel=1` lets nothing pass but what `panic_print` (bit 5: all messages
     // so far) replays when the kernel panics. A byte on the serial port is an exit to user space.
@@ -14,12 +15,8 @@ const BASE: &[&str] = &[
     // There is no firmware to reset the machine: a panic ends in a triple fault at once.
     "reboot=t",
     "panic=-1",
-    // The TSC's frequency comes from the hypervisor; neither it nor the timer interrupt needs to be tried out.
+    // Neither watched by another clock, of which there is none, nor compared between processors.
     "tsc=reliable",
-    "no_timer_check",
-    // RDRAND and virtio-rng seed the generator before anybody asks.
-    "random.trust_cpu=on",
-    "cryptomgr.notests",
     // RCU grace periods end at once instead of saving a sleeping laptop's battery.
     "rcupdate.rcu_expedited=1",
 ];

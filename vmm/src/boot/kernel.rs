@@ -76,6 +76,7 @@ pub struct KernelImage {
     file: File,
     segments: Vec<Segment>,
     entry: u64,
+    start: u64,
     end: u64,
 }
 
@@ -117,12 +118,18 @@ impl KernelImage {
         }
         let end = segments.iter().map(|segment| segment.address + segment.memory_length).max();
         let end = end.ok_or(KernelError::Damaged("it has no segment to load"))?;
-        Ok(Self { file, segments, entry: entry.ok_or(KernelError::NoPvhNote)?, end })
+        let start = segments.iter().map(|segment| segment.address).min().unwrap_or_default();
+        Ok(Self { file, segments, entry: entry.ok_or(KernelError::NoPvhNote)?, start, end })
     }
 
     /// The physical address of the PVH entry.
     pub fn entry(&self) -> u64 {
         self.entry
+    }
+
+    /// The kernel's first byte.
+    pub fn start(&self) -> u64 {
+        self.start
     }
 
     /// The first byte behind the kernel, its zeroed memory included.

@@ -96,8 +96,8 @@ pub fn load(
 ) -> Result<Loaded, BootError> {
     let length = initramfs.map_or(Ok(0), |file| file.metadata().map(|metadata| metadata.len()));
     let length = length.map_err(BootError::Initramfs)?;
-    back_by_huge_pages(memory, &early_memory(kernel.end() + length));
-    back_by_huge_pages(memory, &page_structures(memory));
+    let behind = kernel.end().saturating_add(length).saturating_add(EARLY_ALLOCATIONS);
+    back_by_huge_pages(memory, &(kernel.start()..behind));
     kernel.load(memory)?;
     let module = initramfs.map(|file| load_initramfs(memory, file, kernel.end())).transpose()?;
     let table = |what| move |source| BootError::Table { what, source };
@@ -109,9 +109,11 @@ pub fn load(
     Ok(Loaded { entry: kernel.entry(), end })
 }
 
-/// What the guest uses first: kernel and initramfs, then the memory from low to high addresses.
-fn early_memory(loaded_end: u64) -> Range<u64> {
-    0..loaded_end + EARLY_ALLOCATIONS
+/// Gets large pages for what the kernel uses first beside its own memory: its page structures, and the memory below
+/// it, from which it allocates first.
+pub fn prepare(memory: &GuestMemory, kernel: &KernelImage) {
+    back_by_huge_pages(memory, &page_structures(memory));
+    back_by_huge_pages(memory, &(0..kernel.start()));
 }
 
 /// Where Linux keeps its page structures and page tables, and what else it allocates before it has an allocator: at

@@ -6,15 +6,14 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread::{Builder, ScopedJoinHandle};
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use self::interrupts::KvmRouter;
-use crate::boot::{
-    self, BootError, CommandLine, CommandLineError, KernelError, KernelImage, Loaded, Processors,
-};
+use crate::boot::{self, BootError, CommandLine, CommandLineError, KernelError, KernelImage, Processors};
 use crate::bus::{Bus, Overlap};
 use crate::clock::monotonic_ns;
 use crate::control::{StopReason, Timeline};
@@ -142,19 +141,20 @@ impl Vm {
         kvm::check_vcpus(config.vcpus, &kvm)?;
         let mut timeline = Timeline::default();
 
-        // The kernel's bytes are copied while KVM makes the machine.
-        let (loaded, built) = std::thread::scope(|scope| {
-            let loader = std::thread::Builder::new().name("loader".into());
-            let (memory, command_line) = (&memory, &command_line);
-            let loading = loader.spawn_scoped(scope, move || {
-                let loaded = boot::load(memory, &kernel, initramfs, command_line, processors);
+        // The kernel's bytes are copied and memory is made ready for it while KVM makes the machine.
+        let (loaded, prepared, built) = std::thread::scope(|scope| {
+            let (kernel, memory, command_line) = (&kernel, &memory, &command_line);
+            let loading = Builder::new().name("loader".into()).spawn_scoped(scope, move || {
+                let loaded = boot::load(memory, kernel, initramfs, command_line, processors);
                 (loaded, monotonic_ns())
             });
+            let preparing = Builder::new().name("memory".into());
+            let preparing = preparing.spawn_scoped(scope, move || boot::prepare(memory, kernel));
             let built = build_machine(processors, &kvm, memory, devices, &console);
-            let loaded = loading.map(std::thread::ScopedJoinHandle::join);
-            (loaded, built)
+            (loading.map(ScopedJoinHandle::join), preparing.map(ScopedJoinHandle::join), built)
         });
         let (loaded, kernel_loaded_ns) = joined(loaded)?;
+        joined(prepared)?;
         let loaded = loaded?;
         let Built { vm, machine, vcpus, memory_ready_ns } = built?;
         timeline.memory_ready_ns = memory_ready_ns;
@@ -191,12 +191,10 @@ impl Vm {
     }
 }
 
-type Loading = (Result<Loaded, BootError>, u64);
-
-/// What the loader's thread has to say; that it could not start or has panicked is an error too.
-fn joined(loaded: io::Result<std::thread::Result<Loading>>) -> Result<Loading, BuildError> {
-    let loaded = loaded.map_err(host_error("loader thread"))?;
-    loaded.map_err(|_| BuildError::Host { step: "loader thread", source: io::Error::other("it panicked") })
+/// What a helper's thread has to say; that it could not start or has panicked is an error too.
+fn joined<T>(result: io::Result<std::thread::Result<T>>) -> Result<T, BuildError> {
+    let result = result.map_err(host_error("thread"))?;
+    result.map_err(|_| BuildError::Host { step: "thread", source: io::Error::other("it panicked") })
 }
 
 impl RunningVm {
