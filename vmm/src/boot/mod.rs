@@ -15,7 +15,7 @@ use std::ops::Range;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout::{COMMAND_LINE, GAP_START};
-use crate::memory::{GuestMemory, back_by_huge_pages};
+use crate::memory::{GuestMemory, HUGE_PAGE, back_by_huge_pages};
 pub use command_line::{CommandLine, CommandLineError};
 pub use kernel::{KernelError, KernelImage};
 
@@ -28,6 +28,9 @@ const PAGE_STRUCTURE: u64 = 64;
 const BOOT_ALLOCATIONS: u64 = 4 << 20;
 /// What Linux and its first process allocate after that.
 const EARLY_ALLOCATIONS: u64 = 2 << 20;
+
+/// The unit in which Linux keeps track of memory (`SECTION_SIZE_BITS` on x86-64).
+const SECTION: u64 = 1 << 27;
 
 /// Why guest memory could not be made ready for the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -109,11 +112,13 @@ pub fn load(
     Ok(Loaded { entry: kernel.entry(), end })
 }
 
-/// Gets large pages for what the kernel uses first beside its own memory: its page structures, and the memory below
-/// it, from which it allocates first.
+/// Gets large pages for what the kernel uses first beside its own memory: its page structures, the memory below it,
+/// from which it allocates first, and the end of its first section. There it keeps a map of the section's use, for
+/// which a block of memory has been broken up, and it allocates from the smallest blocks first.
 pub fn prepare(memory: &GuestMemory, kernel: &KernelImage) {
     back_by_huge_pages(memory, &page_structures(memory));
     back_by_huge_pages(memory, &(0..kernel.start()));
+    back_by_huge_pages(memory, &(SECTION - HUGE_PAGE..SECTION));
 }
 
 /// Where Linux keeps its page structures and page tables, and what else it allocates before it has an allocator: at
