@@ -6,6 +6,7 @@
 //! - memory: the limit plus `memory_overhead`, rounded up to 2 MiB; without a limit, `memory`.
 //! - vCPUs: the CPU quota in whole CPUs, rounded up; without a quota, `vcpus`. A cpuset raises this to what it names,
 //!   since the guest cannot confine a container to CPUs that it does not have.
+//! - huge pages: as many as the container's limits say, reserved when the guest boots, on top of its memory.
 
 use crate::config::Config;
 use crate::spec::{Document, annotations};
@@ -24,8 +25,12 @@ const MIB: u64 = 1024 * 1024;
 pub(crate) struct Size {
     /// Virtual CPUs.
     pub(crate) vcpus: u32,
-    /// Memory in MiB.
+    /// Memory in MiB, huge pages included.
     pub(crate) memory_mib: u64,
+    /// Huge pages of 2 MiB.
+    pub(crate) pages_2m: u64,
+    /// Huge pages of 1 GiB.
+    pub(crate) pages_1g: u64,
 }
 
 /// A limit that no VM can have.
@@ -52,6 +57,9 @@ pub(crate) enum SizeError {
         /// Its value.
         value: String,
     },
+    /// Huge pages of a size that x86-64 does not have.
+    #[error("linux.resources.hugepageLimits: pages of {0:?} are not supported: they must be 2MB or 1GB")]
+    PageSize(String),
     /// A cpuset that cannot be read.
     #[error("linux.resources.cpu.cpus: {0:?} is not a list of CPUs such as 0-2,5")]
     BadCpuset(String),
@@ -63,6 +71,8 @@ struct Limits {
     memory_bytes: Option<u64>,
     cpus: Option<u64>,
     cpuset_cpus: u64,
+    pages_2m: u64,
+    pages_1g: u64,
 }
 
 /// The size of the VM for the pod that `spec`'s container makes.
@@ -75,13 +85,20 @@ pub(crate) fn size(config: &Config, spec: &Document) -> Result<Size, SizeError> 
         Some(bytes) => bytes.div_ceil(MIB).saturating_add(config.memory_overhead).next_multiple_of(2),
         None => config.memory,
     };
+    let huge_mib = limits.pages_2m.saturating_mul(2).saturating_add(limits.pages_1g.saturating_mul(1024));
+    let memory_mib = memory_mib.saturating_add(huge_mib);
     if memory_mib > MEMORY_MAX {
-        let limit = limits.memory_bytes.unwrap_or_default();
+        let limit = memory_mib.saturating_sub(config.memory_overhead).saturating_mul(MIB);
         return Err(SizeError::TooMuchMemory { limit, overhead: config.memory_overhead });
     }
     let cpus = limits.cpus.unwrap_or(u64::from(config.vcpus)).max(limits.cpuset_cpus).max(1);
     let vcpus = u32::try_from(cpus).ok().filter(|cpus| *cpus <= VCPUS_MAX);
-    Ok(Size { vcpus: vcpus.ok_or(SizeError::TooManyCpus(cpus))?, memory_mib: memory_mib.max(MEMORY_MIN) })
+    Ok(Size {
+        vcpus: vcpus.ok_or(SizeError::TooManyCpus(cpus))?,
+        memory_mib: memory_mib.max(MEMORY_MIN),
+        pages_2m: limits.pages_2m,
+        pages_1g: limits.pages_1g,
+    })
 }
 
 fn limits(spec: &Document) -> Result<Limits, SizeError> {
@@ -90,7 +107,7 @@ fn limits(spec: &Document) -> Result<Limits, SizeError> {
     Ok(Limits {
         memory_bytes: of_pod.memory_bytes.or(of_container.memory_bytes),
         cpus: of_pod.cpus.or(of_container.cpus),
-        cpuset_cpus: of_container.cpuset_cpus,
+        ..of_container
     })
 }
 
@@ -109,7 +126,7 @@ fn annotated(spec: &Document) -> Result<Limits, SizeError> {
     Ok(Limits {
         memory_bytes: number(annotations::SANDBOX_MEMORY)?.and_then(positive),
         cpus: whole_cpus(quota, period),
-        cpuset_cpus: 0,
+        ..Limits::default()
     })
 }
 
@@ -117,11 +134,45 @@ fn annotated(spec: &Document) -> Result<Limits, SizeError> {
 fn written(spec: &Document) -> Result<Limits, SizeError> {
     let number = |pointer| spec.value().pointer(pointer).and_then(serde_json::Value::as_i64);
     let cpuset = spec.value().pointer("/linux/resources/cpu/cpus").and_then(serde_json::Value::as_str);
+    let (pages_2m, pages_1g) = huge_pages(spec)?;
     Ok(Limits {
         memory_bytes: number("/linux/resources/memory/limit").and_then(positive),
         cpus: whole_cpus(number("/linux/resources/cpu/quota"), number("/linux/resources/cpu/period")),
         cpuset_cpus: cpuset.map_or(Ok(0), cpus_named)?,
+        pages_2m,
+        pages_1g,
     })
+}
+
+/// How many pages of 2 MiB and of 1 GiB the limits allow.
+fn huge_pages(spec: &Document) -> Result<(u64, u64), SizeError> {
+    let limits =
+        spec.value().pointer("/linux/resources/hugepageLimits").and_then(serde_json::Value::as_array);
+    let (mut pages_2m, mut pages_1g) = (0, 0);
+    for entry in limits.into_iter().flatten() {
+        let bytes = entry.get("limit").and_then(serde_json::Value::as_u64).unwrap_or_default();
+        match entry.get("pageSize").and_then(serde_json::Value::as_str).unwrap_or_default() {
+            "2MB" => pages_2m = bytes.div_ceil(2 * MIB),
+            "1GB" => pages_1g = bytes.div_ceil(1024 * MIB),
+            // What the container may not use the guest need not have.
+            _ if bytes == 0 => {}
+            other => return Err(SizeError::PageSize(other.to_owned())),
+        }
+    }
+    Ok((pages_2m, pages_1g))
+}
+
+impl Size {
+    /// What the guest's kernel has to be told.
+    pub(crate) fn kernel_parameters(&self) -> Vec<String> {
+        let mut parameters = Vec::new();
+        for (size, count) in [("2M", self.pages_2m), ("1G", self.pages_1g)] {
+            if count > 0 {
+                parameters.push(format!("hugepagesz={size} hugepages={count}"));
+            }
+        }
+        parameters
+    }
 }
 
 fn positive(number: i64) -> Option<u64> {
@@ -165,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_pod_without_limits_gets_the_configured_size() {
-        assert_eq!(size_of(json!({})), Ok(Size { vcpus: 2, memory_mib: 300 }));
+        assert_eq!(size_of(json!({})), Ok(Size { vcpus: 2, memory_mib: 300, pages_2m: 0, pages_1g: 0 }));
     }
 
     #[test]
@@ -174,7 +225,7 @@ mod tests {
             "memory": {"limit": 67_108_865},
             "cpu": {"quota": 150_000, "period": 100_000},
         }}});
-        assert_eq!(size_of(spec), Ok(Size { vcpus: 2, memory_mib: 166 }));
+        assert_eq!(size_of(spec), Ok(Size { vcpus: 2, memory_mib: 166, pages_2m: 0, pages_1g: 0 }));
     }
 
     #[test]
@@ -187,7 +238,7 @@ mod tests {
             },
             "linux": {"resources": {"memory": {"limit": 1_048_576}}},
         });
-        assert_eq!(size_of(spec), Ok(Size { vcpus: 3, memory_mib: 200 }));
+        assert_eq!(size_of(spec), Ok(Size { vcpus: 3, memory_mib: 200, pages_2m: 0, pages_1g: 0 }));
     }
 
     #[test]
@@ -196,7 +247,7 @@ mod tests {
             "annotations": {"io.kubernetes.cri.sandbox-memory": "0", "io.kubernetes.cri.sandbox-cpu-quota": "0"},
             "linux": {"resources": {"memory": {"limit": -1}, "cpu": {"quota": -1}}},
         });
-        assert_eq!(size_of(spec), Ok(Size { vcpus: 2, memory_mib: 300 }));
+        assert_eq!(size_of(spec), Ok(Size { vcpus: 2, memory_mib: 300, pages_2m: 0, pages_1g: 0 }));
     }
 
     #[test]
@@ -205,6 +256,19 @@ mod tests {
         assert_eq!(size_of(spec).unwrap().vcpus, 5);
         let spec = json!({"linux": {"resources": {"cpu": {"cpus": "4-3"}}}});
         assert_eq!(size_of(spec), Err(SizeError::BadCpuset("4-3".into())));
+    }
+
+    #[test]
+    fn huge_pages_come_on_top_and_the_kernel_is_told() {
+        let spec = json!({"linux": {"resources": {"hugepageLimits": [
+            {"pageSize": "2MB", "limit": 4_194_304}, {"pageSize": "1GB", "limit": 0}, {"pageSize": "64KB", "limit": 0}]}}});
+        let size = size_of(spec).unwrap();
+        assert_eq!((size.memory_mib, size.pages_2m, size.pages_1g), (304, 2, 0));
+        assert_eq!(size.kernel_parameters(), ["hugepagesz=2M hugepages=2"]);
+
+        let spec =
+            json!({"linux": {"resources": {"hugepageLimits": [{"pageSize": "64KB", "limit": 65536}]}}});
+        assert_eq!(size_of(spec), Err(SizeError::PageSize("64KB".into())));
     }
 
     #[test]

@@ -134,7 +134,9 @@ impl Vm {
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
             guest_cid: GUEST_CID,
-            kernel_parameters: config.kernel_parameters.join(" "),
+            kernel_parameters: [size.kernel_parameters(), config.kernel_parameters.clone()]
+                .concat()
+                .join(" "),
             console_verbose: config.console_verbose,
             files: vec![FileRole::Kernel, FileRole::Initramfs, FileRole::Share, FileRole::Vsock],
         };
