@@ -19,6 +19,8 @@ impl Tasks {
     /// # Errors
     /// It runs.
     pub(crate) async fn delete(&self, id: &str, exec: &str) -> Result<Exit, TaskError> {
+        // containerd deletes what took it too long to create.
+        self.settle(id).await;
         let container = self.container(id)?;
         let process = container.process(exec)?;
         if exec.is_empty() {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::error::TaskError;
@@ -25,6 +26,8 @@ struct Inner {
     pod: Arc<Pod>,
     publisher: Publisher,
     containers: Mutex<HashMap<String, Slot>>,
+    /// Notified when a reservation has become a container, or is none any more.
+    settled: Notify,
 }
 
 /// What an id stands for.
@@ -81,7 +84,8 @@ impl Tasks {
     /// No containers yet.
     pub(crate) fn new(namespace: &str, pod: Arc<Pod>, publisher: Publisher) -> Self {
         let containers = Mutex::new(HashMap::new());
-        Self { inner: Arc::new(Inner { namespace: namespace.to_owned(), pod, publisher, containers }) }
+        let namespace = namespace.to_owned();
+        Self { inner: Arc::new(Inner { namespace, pod, publisher, containers, settled: Notify::new() }) }
     }
 
     /// containerd's namespace.
@@ -146,6 +150,17 @@ impl Tasks {
         }
     }
 
+    /// Waits until the container with this id is no longer being created.
+    pub(crate) async fn settle(&self, id: &str) {
+        loop {
+            let settled = self.inner.settled.notified();
+            if !matches!(lock(&self.inner.containers).get(id), Some(Slot::Reserved)) {
+                return;
+            }
+            settled.await;
+        }
+    }
+
     /// Forgets a container.
     pub(crate) fn remove(&self, id: &str) {
         lock(&self.inner.containers).remove(id);
@@ -162,6 +177,7 @@ impl Reservation {
     pub(crate) fn fill(mut self, container: Arc<Container>) {
         self.filled = true;
         lock(&self.tasks.inner.containers).insert(self.id.clone(), Slot::Filled(container));
+        self.tasks.inner.settled.notify_waiters();
     }
 }
 
@@ -169,6 +185,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.filled {
             self.tasks.remove(&self.id);
+            self.tasks.inner.settled.notify_waiters();
         }
     }
 }

@@ -238,6 +238,16 @@ async fn a_container_that_cannot_be_created_leaves_nothing_and_its_id_is_free() 
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_container_that_is_being_created_is_deleted_once_it_is_there() {
+    let fixture = Fixture::new(json!(["sleep"])).await;
+    let tasks = fixture.tasks.clone();
+    let (created, deleted) = tokio::join!(fixture.create(Stdio::default()), tasks.delete("c1", ""));
+    created.unwrap();
+    assert_eq!(deleted.unwrap().status, 137);
+    assert!(fixture.tasks.is_empty());
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_container_that_was_never_started_is_ended_and_deleted() {
     let fixture = Fixture::new(json!(["sleep"])).await;
     fixture.create(Stdio::default()).await.unwrap();
