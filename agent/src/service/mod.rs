@@ -1,6 +1,7 @@
 //! The requests of the host, one method each.
 
 mod configure;
+mod share;
 
 use std::sync::Arc;
 
@@ -250,7 +251,7 @@ impl Agent for Service {
         _context: &TtrpcContext,
         request: ReleaseSharePathRequest,
     ) -> ttrpc::Result<Empty> {
-        empty(configure::release_share_path(&request.path))
+        empty(share::release(&request.path))
     }
 
     async fn power_off(&self, _context: &TtrpcContext, _request: Empty) -> ttrpc::Result<Empty> {

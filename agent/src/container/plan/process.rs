@@ -95,7 +95,7 @@ impl ProcessPlan {
             )?,
             personality: None,
             seccomp: None,
-            terminal,
+            terminal: terminal.map(|size| window_size(process, size)),
         })
     }
 
@@ -143,6 +143,17 @@ fn check_terminal(process: &Process, field: &str, asked: Option<WindowSize>) -> 
     }
     let problem = format!("is {in_spec}, but the request's streams say {}", asked.is_some());
     Err(SpecError::invalid(format!("{field}.terminal"), problem))
+}
+
+/// What the request says counts; where it says nothing, the spec may.
+fn window_size(process: &Process, asked: WindowSize) -> WindowSize {
+    match process.console_size() {
+        Some(size) if asked == (WindowSize { columns: 0, rows: 0 }) => {
+            let narrow = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
+            WindowSize { columns: narrow(size.width()), rows: narrow(size.height()) }
+        }
+        _ => asked,
+    }
 }
 
 fn user(user: &SpecUser) -> User {
@@ -207,6 +218,17 @@ mod tests {
             let message = read(json).unwrap_err().to_string();
             assert!(message.starts_with(start), "{json}: {message}");
         }
+    }
+
+    #[test]
+    fn the_specs_window_size_counts_where_the_request_has_none() {
+        let json =
+            br#"{"cwd":"/","user":{},"args":["a"],"terminal":true,"consoleSize":{"width":70,"height":20}}"#;
+        let size = |columns, rows| {
+            ProcessPlan::from_json(json, Some(WindowSize { columns, rows })).unwrap().terminal.unwrap()
+        };
+        assert_eq!(size(0, 0), WindowSize { columns: 70, rows: 20 });
+        assert_eq!(size(80, 24), WindowSize { columns: 80, rows: 24 });
     }
 
     #[test]
