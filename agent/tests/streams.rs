@@ -1,6 +1,6 @@
 //! Many streams, and much through them.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

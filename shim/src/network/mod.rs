@@ -5,8 +5,8 @@
 //! names, Ethernet addresses, IP addresses, routes and neighbours. What cannot be carried over is an error that names
 //! it.
 //!
-//! The taps go when the last descriptor of their queues is closed, and with them all that was made; what is left on the
-//! interfaces is removed by [`PodNetwork::disconnect`], or by [`clean_up`] if nobody is left to call that.
+//! [`PodNetwork::disconnect`] takes all of it back. If nobody is left to call that, the taps go when the last descriptor
+//! of their queues is closed, and [`clean_up`] removes what is left on the interfaces.
 
 mod addresses;
 mod error;
@@ -44,6 +44,7 @@ pub(crate) struct PodNetwork {
 #[derive(Debug)]
 pub(crate) struct PodInterface {
     index: u32,
+    tap: u32,
     /// Its name in the namespace, for messages.
     pub(crate) name: String,
     /// Its Ethernet address, which the guest's has as well.
@@ -62,7 +63,7 @@ pub(crate) struct PodInterface {
 pub(crate) fn connect(path: &Path, queues: u16) -> Result<PodNetwork, NetworkError> {
     let namespace = NetworkNamespace::open(path)?;
     let (interfaces, configuration) = namespace.run(|| {
-        let mut netlink = Netlink::new().map_err(NetworkError::host("a netlink socket"))?;
+        let mut netlink = open_netlink()?;
         let links = Links::read(&mut netlink)?;
         let configuration = read_configuration(&mut netlink, &links)?;
         let interfaces = tie_all(&mut netlink, links.carried, queues)?;
@@ -86,18 +87,18 @@ pub(crate) fn clean_up(path: &Path) -> Result<(), NetworkError> {
     namespace.run(|| {
         let indices = nix::net::if_::if_nameindex()
             .map_err(|error| NetworkError::host("listing interfaces")(error.into()))?;
-        untie_all(indices.iter().map(nix::net::if_::Interface::index))
+        untie_all(&mut open_netlink()?, indices.iter().map(nix::net::if_::Interface::index))
     })
 }
 
 impl PodNetwork {
-    /// Gives the interfaces back: their frames go nowhere else any more. The guest no longer hears them.
+    /// Gives the interfaces back: their frames go nowhere else any more. The taps are deleted, whoever still holds
+    /// descriptors of them: the guest no longer hears anything.
     ///
     /// # Errors
     /// The kernel refuses.
     pub(crate) fn disconnect(self) -> Result<(), NetworkError> {
-        let indices: Vec<u32> = self.interfaces.iter().map(|interface| interface.index).collect();
-        self.namespace.run(|| untie_all(indices))
+        self.namespace.run(|| give_back(&mut open_netlink()?, &self.interfaces))
     }
 }
 
@@ -126,14 +127,11 @@ fn interface(link: &Link, addresses: LinkAddresses) -> Interface {
 fn tie_all(netlink: &mut Netlink, links: Vec<Link>, queues: u16) -> Result<Vec<PodInterface>, NetworkError> {
     let mut tied: Vec<PodInterface> = Vec::new();
     for link in links {
-        let index = link.index;
         match tie(netlink, link, queues) {
             Ok(interface) => tied.push(interface),
             Err(error) => {
-                for index in tied.iter().map(|interface| interface.index).chain([index]) {
-                    // The error that led here is the one to tell of.
-                    let _ = redirect::untie(netlink, index);
-                }
+                // The error that led here is the one to tell of.
+                let _ = give_back(netlink, &tied);
                 return Err(error);
             }
         }
@@ -143,18 +141,35 @@ fn tie_all(netlink: &mut Netlink, links: Vec<Link>, queues: u16) -> Result<Vec<P
 
 fn tie(netlink: &mut Netlink, link: Link, queues: u16) -> Result<PodInterface, NetworkError> {
     let tap = tap::create(netlink, &link, queues)?;
-    redirect::tie(netlink, &link, tap.index)?;
+    let tied = redirect::tie(netlink, &link, tap.index);
     let Link { index, name, mac, mtu } = link;
-    Ok(PodInterface { index, name, mac, mtu, queues: tap.queues })
+    let interface = PodInterface { index, tap: tap.index, name, mac, mtu, queues: tap.queues };
+    if tied.is_err() {
+        let _ = give_back(netlink, std::slice::from_ref(&interface));
+    }
+    tied.map(|()| interface)
 }
 
-fn untie_all(indices: impl IntoIterator<Item = u32>) -> Result<(), NetworkError> {
-    let mut netlink = Netlink::new().map_err(NetworkError::host("a netlink socket"))?;
+/// Undoes [`tie`].
+fn give_back(netlink: &mut Netlink, interfaces: &[PodInterface]) -> Result<(), NetworkError> {
+    untie_all(netlink, interfaces.iter().map(|interface| interface.index))?;
+    for interface in interfaces {
+        tap::delete(netlink, interface.tap)
+            .map_err(NetworkError::host(format!("deleting the tap of {}", interface.name)))?;
+    }
+    Ok(())
+}
+
+fn untie_all(netlink: &mut Netlink, indices: impl IntoIterator<Item = u32>) -> Result<(), NetworkError> {
     for index in indices {
-        redirect::untie(&mut netlink, index)
+        redirect::untie(netlink, index)
             .map_err(NetworkError::host(format!("removing the redirection of interface {index}")))?;
     }
     Ok(())
+}
+
+fn open_netlink() -> Result<Netlink, NetworkError> {
+    Netlink::new().map_err(NetworkError::host("a netlink socket"))
 }
 
 #[cfg(test)]

@@ -47,6 +47,16 @@ pub(super) fn create(netlink: &mut Netlink, link: &Link, queues: u16) -> Result<
     Ok(TapDevice { index, queues: opened })
 }
 
+/// Deletes a tap. It need not be there any more.
+pub(super) fn delete(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    match netlink.request(RouteNetlinkMessage::DelLink(message), 0) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        result => result,
+    }
+}
+
 fn refused(link: &Link, name: &str, error: io::Error) -> NetworkError {
     if error.raw_os_error() == Some(libc::EBUSY) {
         return NetworkError::interface(&link.name, InterfaceProblem::InUse(name.to_owned()));

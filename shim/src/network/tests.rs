@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -63,6 +63,15 @@ impl Pod {
     fn run(&self, command: &str) -> String {
         let namespace = NetworkNamespace::open(&self.path()).unwrap();
         namespace.run(|| Ok(run(command))).unwrap()
+    }
+
+    /// Another test's child process may hold a tap's descriptors until it calls exec.
+    fn wait_until_taps_are_gone(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.run("ip -br link show").contains("sayatap") {
+            assert!(Instant::now() < deadline, "a tap outlives its descriptors");
+            thread::yield_now();
+        }
     }
 
     fn connect(&self) -> Result<PodNetwork, NetworkError> {
@@ -416,6 +425,7 @@ fn what_a_killed_sandbox_leaves_is_cleaned_up_or_replaced() {
     let crash = || {
         // The descriptors close, as they do when shim and VMM are killed.
         drop(pod.connect().unwrap());
+        pod.wait_until_taps_are_gone();
         let disciplines = pod.run("tc qdisc show");
         assert!(disciplines.contains("ingress"), "{disciplines}");
     };
