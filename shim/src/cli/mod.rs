@@ -1,5 +1,7 @@
 //! The binary as the VMM, and as the command `saya` for people.
 
+mod check;
+
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -20,6 +22,8 @@ struct Command {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Says whether this host can run Saya, and what to do where it cannot.
+    Check,
     /// Runs a virtual machine with its console on standard error.
     Vmm(VmmArguments),
 }
@@ -56,6 +60,7 @@ struct VmmArguments {
 /// Runs the command `saya`.
 pub(crate) fn run() -> ExitCode {
     match Command::parse().action {
+        Action::Check => check::run(),
         Action::Vmm(arguments) => status(saya_vmm::process::foreground(&ForegroundOptions {
             kernel: arguments.kernel,
             initramfs: arguments.initramfs,

@@ -30,6 +30,9 @@ use self::links::{Link, Links};
 use self::namespace::NetworkNamespace;
 use self::netlink::Netlink;
 
+/// The number that lo has in every network namespace (Linux, include/net/net_namespace.h, `LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
+
 /// A pod's network, tied to taps.
 #[derive(Debug)]
 pub(crate) struct PodNetwork {
@@ -88,6 +91,18 @@ pub(crate) fn clean_up(path: &Path) -> Result<(), NetworkError> {
         let indices = nix::net::if_::if_nameindex()
             .map_err(|error| NetworkError::host("listing interfaces")(error.into()))?;
         untie_all(&mut open_netlink()?, indices.iter().map(nix::net::if_::Interface::index))
+    })
+}
+
+/// Ties a tap to an interface in a network namespace of its own, to see whether this host can.
+///
+/// # Errors
+/// It cannot.
+pub(crate) fn probe() -> Result<(), NetworkError> {
+    NetworkNamespace::make()?.run(|| {
+        let mut netlink = open_netlink()?;
+        let loopback = Link { index: LOOPBACK, name: "lo".into(), mac: [0; 6], mtu: 1500 };
+        tie(&mut netlink, loopback, 1).map(drop)
     })
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::error::NetworkError;
 
@@ -29,6 +29,18 @@ impl NetworkNamespace {
             .map_err(|source| NetworkError::Namespace { path: path.to_owned(), source })
     }
 
+    /// A namespace that nobody else has, with nothing in it but the loopback interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn make() -> Result<Self, NetworkError> {
+        let made = visit(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Ok(Self(File::open("/proc/thread-self/ns/net")?.into()))
+        });
+        made.and_then(|made| made).map_err(NetworkError::host("making a network namespace"))
+    }
+
     /// Runs `work` on a thread of its own in the namespace, and waits for it. The caller's thread stays where it is.
     ///
     /// # Errors
@@ -37,17 +49,20 @@ impl NetworkNamespace {
         &self,
         work: impl FnOnce() -> Result<T, NetworkError> + Send,
     ) -> Result<T, NetworkError> {
-        let visit = || {
+        let enter_and_work = || {
             setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET)
                 .map_err(|error| NetworkError::host("entering the network namespace")(error.into()))?;
             work()
         };
-        thread::scope(|scope| {
-            let builder = thread::Builder::new().name("netns".into()).stack_size(STACK_SIZE);
-            let visitor =
-                builder.spawn_scoped(scope, visit).map_err(NetworkError::host("starting a thread"))?;
-            let panicked = || io::Error::other("the thread that visits the namespace has panicked");
-            visitor.join().unwrap_or_else(|_| Err(NetworkError::host("network namespace")(panicked())))
-        })
+        visit(enter_and_work).map_err(NetworkError::host("network namespace"))?
     }
+}
+
+/// Runs `work` on a thread of its own, so that the namespace which it enters is not the caller's.
+fn visit<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("netns".into()).stack_size(STACK_SIZE);
+        let panicked = |_| io::Error::other("the thread that visits the namespace has panicked");
+        builder.spawn_scoped(scope, work)?.join().map_err(panicked)
+    })
 }

@@ -1,0 +1,141 @@
+//! What the host's machine and kernel have.
+
+use std::fs;
+
+use saya_vmm::kvm::{self, KvmError};
+
+use crate::cgroup;
+use crate::config::Config;
+use crate::network::{self, NetworkError};
+
+use super::finding::Finding;
+
+/// Modules of Linux that use the processor's own virtualisation, with its name.
+const HARDWARE: [(&str, &str); 2] = [("kvm_intel", "Intel VT-x"), ("kvm_amd", "AMD-V")];
+
+pub(super) fn root() -> Finding {
+    const SUBJECT: &str = "user";
+    if nix::unistd::geteuid().is_root() {
+        Finding::good(SUBJECT, "root")
+    } else {
+        Finding::doubtful(SUBJECT, "not root: what only root can see was not looked at", "run it as root")
+    }
+}
+
+pub(super) fn kvm() -> Finding {
+    let module = HARDWARE
+        .into_iter()
+        .find(|(module, _)| fs::exists(format!("/sys/module/{module}")).unwrap_or_default());
+    judge_kvm(module.map(|(_, name)| name), kvm::open().map(drop))
+}
+
+fn judge_kvm(hardware: Option<&str>, opened: Result<(), KvmError>) -> Finding {
+    const SUBJECT: &str = "KVM";
+    match (opened, hardware) {
+        (Err(error), _) => {
+            Finding::missing(SUBJECT, error.to_string(), "see above: pods are virtual machines")
+        }
+        (Ok(()), Some(name)) => Finding::good(SUBJECT, format!("/dev/kvm, by {name}")),
+        (Ok(()), None) => Finding::missing(
+            SUBJECT,
+            "/dev/kvm opens, but neither kvm_intel nor kvm_amd is behind it: Linux may not boot on it",
+            "use a host with hardware or nested virtualisation; to try Saya on this one: cargo xtask lab",
+        ),
+    }
+}
+
+pub(super) fn memory(config: &Config) -> Finding {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    judge_memory(available_mib(&meminfo), config.memory)
+}
+
+/// `MemAvailable` in MiB (proc(5)).
+fn available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024)
+}
+
+fn judge_memory(available: Option<u64>, pod: u64) -> Finding {
+    const SUBJECT: &str = "memory";
+    match available {
+        None => Finding::doubtful(SUBJECT, "/proc/meminfo has no MemAvailable", "is /proc mounted?"),
+        Some(available) if available < pod => Finding::doubtful(
+            SUBJECT,
+            format!("{available} MiB available, and a pod without a limit gets {pod} MiB"),
+            "set `memory` lower, or give pods memory limits",
+        ),
+        Some(available) => {
+            Finding::good(SUBJECT, format!("{available} MiB available; a pod without a limit gets {pod} MiB"))
+        }
+    }
+}
+
+pub(super) fn cgroups() -> Finding {
+    const SUBJECT: &str = "cgroups";
+    if cgroup::is_unified() {
+        return Finding::good(SUBJECT, "v2");
+    }
+    match fs::read_to_string("/proc/self/cgroup") {
+        Ok(hierarchies) if hierarchies.lines().any(|line| !line.starts_with("0:")) => {
+            Finding::good(SUBJECT, "v1: pods are placed in each of its hierarchies")
+        }
+        _ => Finding::doubtful(
+            SUBJECT,
+            "no hierarchy is mounted at /sys/fs/cgroup",
+            "mount cgroup2 there, as systemd does",
+        ),
+    }
+}
+
+pub(super) fn overlay() -> Finding {
+    const SUBJECT: &str = "overlayfs";
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.lines().any(|line| line.trim() == "overlay") {
+        return Finding::good(SUBJECT, "the kernel has it");
+    }
+    Finding::doubtful(
+        SUBJECT,
+        "the kernel does not list it (it may be a module that is not loaded yet)",
+        "modprobe overlay, or have containerd use its native snapshotter",
+    )
+}
+
+pub(super) fn network() -> Finding {
+    judge_network(network::probe())
+}
+
+fn judge_network(tied: Result<(), NetworkError>) -> Finding {
+    const SUBJECT: &str = "network";
+    match tied {
+        Ok(()) => Finding::good(SUBJECT, "taps and tc redirects work"),
+        Err(error) => Finding::doubtful(
+            SUBJECT,
+            format!("a tap could not be tied to an interface: {error}"),
+            "modprobe tun sch_ingress cls_u32 act_mirred; without them only pods without a network run",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Verdict;
+    use super::*;
+
+    #[test]
+    fn a_kvm_that_is_not_the_processors_is_told_apart() {
+        assert_eq!(judge_kvm(Some("AMD-V"), Ok(())).verdict, Verdict::Good);
+        assert_eq!(judge_kvm(None, Ok(())).verdict, Verdict::Missing);
+        let error = KvmError::Missing { path: "/dev/kvm".into() };
+        let missing = judge_kvm(None, Err(error));
+        assert!(missing.verdict == Verdict::Missing && missing.found.contains("kvm_intel"), "{missing}");
+    }
+
+    #[test]
+    fn memory_is_compared_in_mib() {
+        assert_eq!(available_mib("MemTotal: 9 kB\nMemAvailable:    2097152 kB\n"), Some(2048));
+        assert_eq!(judge_memory(Some(2048), 512).verdict, Verdict::Good);
+        assert_eq!(judge_memory(Some(511), 512).verdict, Verdict::Doubtful);
+        assert_eq!(judge_memory(available_mib(""), 512).verdict, Verdict::Doubtful);
+    }
+}
