@@ -37,7 +37,20 @@ impl Options {
     }
 }
 
-/// Builds the wanted parts into [`directory`].
+/// Builds the parts that are not there. Those that are stay as they are, however old.
+pub(crate) fn build_missing() -> Result<()> {
+    let directory = directory()?;
+    let parts = [("shim", SHIM), ("agent", INITRAMFS), ("kernel", KERNEL)];
+    let missing: Vec<String> = parts
+        .into_iter()
+        .filter(|(_, file)| !directory.join(file).exists())
+        .map(|(part, _)| part.to_owned())
+        .collect();
+    if missing.is_empty() { Ok(()) } else { build(&Options { dev: false, parts: missing }) }
+}
+
+/// Builds the wanted parts into [`directory`]. What it has to say goes to standard error, because standard output may be
+/// that of a command in the lab.
 pub(crate) fn build(options: &Options) -> Result<()> {
     let directory = directory()?;
     fs::create_dir_all(&directory)?;
@@ -47,7 +60,7 @@ pub(crate) fn build(options: &Options) -> Result<()> {
     if options.wants("agent") {
         let program = cargo_build(AGENT, AGENT, options.dev, Some(GUEST_TARGET))?;
         let size = initramfs::build(&program, &directory.join(INITRAMFS))?;
-        println!("initramfs: {} KiB", size >> 10);
+        eprintln!("initramfs: {} KiB", size >> 10);
     }
     if options.wants("shim") {
         let program = cargo_build("saya-shim", SHIM, options.dev, None)?;
@@ -58,15 +71,15 @@ pub(crate) fn build(options: &Options) -> Result<()> {
 
 fn build_kernel(directory: &Path) -> Result<()> {
     let cache = cache_directory().context("neither SAYA_CACHE nor HOME is set: set one of them")?;
-    let built = kernel::build(&cache, &mut |line| println!("{line}"))?;
-    println!("guest kernel {}: {} KiB, {} options", built.key, built.size_bytes >> 10, built.options);
+    let built = kernel::build(&cache, &mut |line| eprintln!("{line}"))?;
+    eprintln!("guest kernel {}: {} KiB, {} options", built.key, built.size_bytes >> 10, built.options);
     place(&built.vmlinux, &directory.join(KERNEL))
 }
 
 /// Builds one program and gives its path.
 fn cargo_build(package: &str, program: &str, dev: bool, target: Option<&str>) -> Result<PathBuf> {
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--package", package, "--bin", program]);
+    cargo.args(["build", "--package", package, "--bin", program]);
     let mut path = target_directory()?;
     if let Some(target) = target {
         cargo.args(["--target", target]);
@@ -84,7 +97,7 @@ fn cargo_build(package: &str, program: &str, dev: bool, target: Option<&str>) ->
 
 /// Builds the programs that run in the lab: tests, benchmarks, demonstration.
 pub(crate) fn build_tests() -> Result<()> {
-    let status = cargo().args(["build", "--quiet", "--package", "saya-tests", "--bins"]).status();
+    let status = cargo().args(["build", "--package", "saya-tests", "--bins"]).status();
     let status = status.context("running cargo")?;
     if !status.success() {
         bail!("building the programs of the tests failed ({status})");
@@ -141,7 +154,7 @@ pub(crate) fn directory() -> Result<PathBuf> {
 }
 
 /// The parts that are built, and their places on a machine that has Saya installed. Says on standard error how old they
-/// are: nothing is built for the lab by itself.
+/// are: what is there is not built again for the lab.
 pub(crate) fn installs() -> Result<Vec<Install>> {
     let directory = directory()?;
     let mut installs = Vec::new();

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use saya_tests::lab::{self, Request};
 
-use crate::artifacts;
+use crate::{artifacts, setup};
 
 /// How the lab is made and what runs in it.
 #[derive(Debug, Args)]
@@ -33,6 +33,9 @@ pub(crate) struct Options {
     /// Only make what every lab needs: its kernel, its images.
     #[arg(long, conflicts_with = "command")]
     prepare: bool,
+    /// Install nothing that this machine lacks, and build nothing that is missing.
+    #[arg(long)]
+    no_build: bool,
     /// The command and its arguments; a shell if there is none.
     #[arg(last = true)]
     command: Vec<String>,
@@ -41,6 +44,10 @@ pub(crate) struct Options {
 /// Runs the command, and ends as it ends.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let checkout = crate::checkout();
+    if !options.no_build {
+        setup::run()?;
+        artifacts::build_missing()?;
+    }
     if options.prepare {
         return lab::prepare(&checkout).map(|()| ExitCode::SUCCESS);
     }

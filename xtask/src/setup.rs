@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: what has to be installed on a fresh machine (Debian) to build and to test.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::Path;
 use std::process::Command;
 
@@ -31,7 +32,7 @@ pub(crate) fn run() -> Result<()> {
         LAB_PACKAGES.into_iter().chain(BUILD_PACKAGES).chain(REQUIRED_PACKAGES.iter().copied()).collect();
     let missing = missing_packages(&wanted)?;
     if !missing.is_empty() {
-        println!("setup: installing {}", missing.join(" "));
+        eprintln!("setup: installing {}", missing.join(" "));
         apt(&["update"])?;
         let install = ["install", "--yes", "--no-install-recommends"];
         apt(&[&install[..], missing.as_slice()].concat())?;
@@ -54,7 +55,7 @@ fn not_installed<'a>(wanted: &BTreeSet<&'a str>, listed: &str) -> Vec<&'a str> {
 
 fn apt(arguments: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
-    command.arg("--quiet").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    command.arg("--quiet").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdout(io::stderr());
     let status = command.status().context("running apt-get")?;
     if !status.success() {
         bail!("apt-get {} failed ({status}): is this run as root?", arguments.join(" "));
@@ -68,7 +69,7 @@ fn add_guest_target() -> Result<()> {
     if Path::new(root.trim()).join("lib/rustlib").join(GUEST_TARGET).exists() {
         return Ok(());
     }
-    println!("setup: adding the target {GUEST_TARGET}");
+    eprintln!("setup: adding the target {GUEST_TARGET}");
     let status =
         Command::new("rustup").args(["target", "add", GUEST_TARGET]).current_dir(crate::checkout()).status();
     let status = status
