@@ -14,8 +14,6 @@ mod events;
 mod identifier;
 mod io;
 mod mount;
-// Called once the VMM takes taps and the agent sets addresses; until then by its tests alone.
-#[cfg_attr(not(test), expect(dead_code))]
 mod network;
 mod pod;
 mod readiness;

@@ -18,6 +18,10 @@ pub(crate) const MEMORY_MIN: u64 = 64;
 /// The most memory in MiB: just below 1 TiB.
 pub(crate) const MEMORY_MAX: u64 = 1024 * 1024 - 1;
 
+/// The most queue pairs of a network interface. As many interfaces as a VM can have devices then need fewer
+/// descriptors than one message carries.
+const QUEUE_PAIRS_MAX: u16 = 8;
+
 const MIB: u64 = 1024 * 1024;
 
 /// The size of a VM.
@@ -31,6 +35,13 @@ pub(crate) struct Size {
     pub(crate) pages_2m: u64,
     /// Huge pages of 1 GiB.
     pub(crate) pages_1g: u64,
+}
+
+impl Size {
+    /// How many queue pairs a network interface is to have: one for each vCPU, up to [`QUEUE_PAIRS_MAX`].
+    pub(crate) fn queue_pairs(&self) -> u16 {
+        u16::try_from(self.vcpus).unwrap_or(u16::MAX).clamp(1, QUEUE_PAIRS_MAX)
+    }
 }
 
 /// A limit that no VM can have.

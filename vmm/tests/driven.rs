@@ -17,7 +17,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 
 use rustix::io::{FdFlags, fcntl_setfd};
-use saya_vmm::control::{self, Boot, Event, FileRole, Request, ShimEnd, StopReason};
+use saya_vmm::control::{self, Boot, Event, FileRole, Interface, Request, ShimEnd, StopReason};
 
 /// Names the control descriptor to the re-executed test program.
 const CONTROL_FD: &str = "SAYA_TEST_CONTROL_FD";
@@ -71,6 +71,7 @@ fn boot(files: &[FileRole]) -> Boot {
         guest_cid: 3,
         kernel_parameters: String::new(),
         console_verbose: false,
+        interfaces: Vec::new(),
         files: files.to_vec(),
     }
 }
@@ -199,13 +200,27 @@ fn a_vmm_that_is_told_nothing_ends_with_its_shim() {
 fn what_cannot_be_booted_is_reported_with_its_reason() {
     let good = kernel(&power(0));
     let script = file(b"#!/bin/sh\n");
-    let cases: [(Boot, Vec<BorrowedFd<'_>>, &str); 6] = [
+    let interface = Interface { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, queue_pairs: 2 };
+    let tap = |queue_pair| FileRole::Tap { interface: 0, queue_pair };
+    let with_interface = |files: &[FileRole]| Boot { interfaces: vec![interface], ..boot(files) };
+    let cases: [(Boot, Vec<BorrowedFd<'_>>, &str); 9] = [
         (boot(&[]), vec![], "without a kernel"),
         (boot(&[FileRole::Kernel]), vec![], "names 1 files and comes with 0 descriptors"),
         (boot(&[FileRole::Kernel; 2]), vec![good.as_fd(); 2], "names a file twice"),
         (boot(&[FileRole::Kernel]), vec![script.as_fd()], "not an ELF file"),
         (Boot { memory_mib: 0, ..boot(&[FileRole::Kernel]) }, vec![good.as_fd()], "set `memory`"),
         (Boot { memory_mib: 1 << 30, ..boot(&[FileRole::Kernel]) }, vec![good.as_fd()], "set `memory`"),
+        (
+            with_interface(&[FileRole::Kernel, tap(0)]),
+            vec![good.as_fd(); 2],
+            "without a tap for queue pair 1",
+        ),
+        (
+            with_interface(&[FileRole::Kernel, tap(0), tap(1)]),
+            vec![good.as_fd(); 3],
+            "the tap device refuses",
+        ),
+        (boot(&[FileRole::Kernel, tap(0)]), vec![good.as_fd(); 2], "a file of no use: Tap"),
     ];
     for (boot, files, part) in cases {
         let vmm = Vmm::spawn();

@@ -15,6 +15,7 @@ use super::socket;
 use crate::cgroup;
 use crate::clock;
 use crate::identifier;
+use crate::network;
 use crate::pod::directory::PodDirectory;
 use crate::pod::record::Record;
 use crate::spec::Document;
@@ -63,6 +64,9 @@ fn clean_up(flags: &Flags) -> io::Result<u32> {
     }
     if record.vmm.is_some_and(|vmm| !vmm.end(Duration::ZERO)) {
         return Err(io::Error::other(format!("the VMM of pod {pod} does not end")));
+    }
+    if let Some(path) = &record.network_namespace {
+        network::clean_up(path).map_err(io::Error::other)?;
     }
     directory.remove()?;
     record.cgroups.iter().for_each(|cgroup| cgroup::remove(cgroup));

@@ -92,12 +92,7 @@ impl Tasks {
         reservation: Reservation,
     ) -> Result<u32, TaskError> {
         let Translation { guest, volumes, hooks, root, network_namespace } = translation;
-        if let Some(path) = network_namespace {
-            return Err(TaskError::unimplemented(format!(
-                "linux.namespaces: the network namespace {} is not supported: a container has its loopback alone",
-                path.display()
-            )));
-        }
+        self.check_network(network_namespace.as_deref())?;
         lay_out(&places, root_mounts(&request.rootfs), root, volumes).await?;
         self.pod().timeline().mark(|timeline| &mut timeline.rootfs_mounted_ns);
 
@@ -120,6 +115,19 @@ impl Tasks {
         self.register(request, spec, &guest, guest_pid, io, places, hooks, reservation);
         self.pod().timeline().mark(|timeline| &mut timeline.container_created_ns);
         Ok(pid)
+    }
+
+    /// A pod has one network namespace, which the guest has been given when it booted.
+    fn check_network(&self, path: Option<&Path>) -> Result<(), TaskError> {
+        match path {
+            Some(path) if self.pod().network_namespace() != Some(path) => {
+                Err(TaskError::invalid_argument(format!(
+                    "linux.namespaces: the network namespace {} is not the pod's: a virtual machine has one network",
+                    path.display()
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn make(

@@ -54,7 +54,7 @@ pub(crate) struct PodInterface {
     pub(crate) mac: [u8; 6],
     /// Its largest IP packet.
     pub(crate) mtu: u16,
-    /// The queues of its tap: `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    /// The queues of its tap: `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`. Empty once the VMM has them.
     pub(crate) queues: Vec<OwnedFd>,
 }
 
@@ -107,6 +107,11 @@ pub(crate) fn probe() -> Result<(), NetworkError> {
 }
 
 impl PodNetwork {
+    /// Closes the queues of the taps, which the VMM has by now: they are to end with it.
+    pub(crate) fn close_queues(&mut self) {
+        self.interfaces.iter_mut().for_each(|interface| interface.queues.clear());
+    }
+
     /// Gives the interfaces back: their frames go nowhere else any more. The taps are deleted, whoever still holds
     /// descriptors of them: the guest no longer hears anything.
     ///

@@ -21,12 +21,10 @@ impl NetworkNamespace {
     /// The namespace whose file is at `path`.
     ///
     /// # Errors
-    /// There is none. That the file is of another kind shows when it is [entered](Self::run).
+    /// There is none: nothing at all, or a file that is no namespace's, such as the mount point of one that is gone.
+    /// That it is of another kind shows when it is [entered](Self::run).
     pub(super) fn open(path: &Path) -> Result<Self, NetworkError> {
-        let opened = File::open(path);
-        opened
-            .map(|file| Self(file.into()))
-            .map_err(|source| NetworkError::Namespace { path: path.to_owned(), source })
+        open(path).map(Self).map_err(|source| NetworkError::Namespace { path: path.to_owned(), source })
     }
 
     /// A namespace that nobody else has, with nothing in it but the loopback interface.
@@ -65,4 +63,11 @@ fn visit<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
         let panicked = |_| io::Error::other("the thread that visits the namespace has panicked");
         builder.spawn_scoped(scope, work)?.join().map_err(panicked)
     })
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let file = File::open(path)?;
+    if rustix::fs::fstatfs(&file)?.f_type != libc::NSFS_MAGIC {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no namespace"));
+    }
+    Ok(file.into())
 }

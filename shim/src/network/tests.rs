@@ -458,6 +458,9 @@ fn somebody_elses_ingress_discipline_is_named_and_left_alone() {
 fn a_path_that_is_no_namespace_is_named() {
     let error = connect("/nonexistent/netns".as_ref(), 1).unwrap_err().to_string();
     assert!(error.contains("/nonexistent/netns"), "{error}");
-    assert!(matches!(connect("/dev/null".as_ref(), 1), Err(NetworkError::Host { .. })));
-    clean_up("/nonexistent/netns".as_ref()).unwrap();
+    assert!(matches!(connect("/dev/null".as_ref(), 1), Err(NetworkError::Namespace { .. })));
+    assert!(matches!(connect("/proc/self/ns/uts".as_ref(), 1), Err(NetworkError::Host { .. })));
+    for gone in ["/nonexistent/netns", "/dev/null"] {
+        clean_up(gone.as_ref()).unwrap();
+    }
 }

@@ -7,7 +7,7 @@ pub(crate) mod record;
 pub(crate) mod timeline;
 pub(crate) mod vm;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,8 +16,9 @@ use saya_agent_api::agent::ConfigureSandboxRequest;
 use crate::cgroup::{CgroupError, CgroupPath, PathError, PodCgroup};
 use crate::config::{Config, ConfigError};
 use crate::identifier;
+use crate::network::{self, NetworkError, PodNetwork};
 use crate::sizing::{self, SizeError};
-use crate::spec::namespaces::PodSandbox;
+use crate::spec::namespaces::{self, PodSandbox};
 use crate::spec::{Document, DocumentError};
 use agent::Agent;
 use directory::PodDirectory;
@@ -52,6 +53,9 @@ pub(crate) enum PodError {
     /// The pod's directory on the host.
     #[error("the pod's directory: {0}")]
     Directory(#[source] std::io::Error),
+    /// The network namespace.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The VMM.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -66,8 +70,16 @@ pub(crate) struct Pod {
     directory: PodDirectory,
     timeline: Arc<Recorder>,
     sandbox: Mutex<Option<PodSandbox>>,
-    cgroup: Mutex<PodCgroup>,
+    host: Mutex<HostParts>,
+    network_namespace: Option<PathBuf>,
     vm: Result<Vm, PodError>,
+}
+
+/// What of a pod is on the host beside its directory and its processes.
+#[derive(Default)]
+struct HostParts {
+    cgroup: PodCgroup,
+    network: Option<PodNetwork>,
 }
 
 impl Pod {
@@ -78,13 +90,22 @@ impl Pod {
         let id = spec.as_ref().ok().and_then(|spec| spec.sandbox_id(container).ok()).unwrap_or(container);
         let id = id.to_owned();
         let directory = PodDirectory::new(namespace, &id);
-        let mut cgroup = PodCgroup::default();
+        let network_namespace = spec.as_ref().ok().and_then(namespaces::network_path);
+        let mut host = HostParts::default();
         let vm = spec.map_err(PodError::from).and_then(|spec| {
             identifier::validate("namespace", namespace)?;
             identifier::validate("container id", &id)?;
-            boot(&spec, &id, &directory, &mut cgroup, timeline.clone())
+            boot(&spec, &id, &directory, &mut host, timeline.clone())
         });
-        Self { id, directory, timeline, sandbox: Mutex::new(None), cgroup: Mutex::new(cgroup), vm }
+        Self {
+            id,
+            directory,
+            timeline,
+            sandbox: Mutex::new(None),
+            host: Mutex::new(host),
+            network_namespace,
+            vm,
+        }
     }
 
     /// A pod around a VM that exists.
@@ -95,7 +116,8 @@ impl Pod {
             directory,
             timeline,
             sandbox: Mutex::new(None),
-            cgroup: Mutex::default(),
+            host: Mutex::default(),
+            network_namespace: None,
             vm: Ok(vm),
         }
     }
@@ -165,18 +187,33 @@ impl Pod {
         }
     }
 
+    /// The path of the network namespace whose interfaces the guest has.
+    pub(crate) fn network_namespace(&self) -> Option<&Path> {
+        self.network_namespace.as_deref()
+    }
+
     /// Ends the VM and takes everything of the pod away from the host.
     pub(crate) async fn tear_down(&self) {
         if let Ok(vm) = &self.vm {
             vm.stop("the pod is over");
             vm.stopped().await;
         }
+        let mut host = self.host.lock().map(|mut host| std::mem::take(&mut *host)).unwrap_or_default();
+        if let Some(network) = host.network.take() {
+            disconnect(network).await;
+        }
         if let Err(error) = self.directory.remove() {
             tracing::error!(%error, "the pod's directory stays behind");
         }
-        if let Ok(mut cgroup) = self.cgroup.lock() {
-            cgroup.leave();
-        }
+        host.cgroup.leave();
+    }
+}
+
+/// Gives a network back. The kernel may take its time, so that it is done on a thread of its own.
+async fn disconnect(network: PodNetwork) {
+    let done = tokio::task::spawn_blocking(move || network.disconnect()).await;
+    if let Ok(Err(error)) = done {
+        tracing::error!(%error, "redirections of the pod's interfaces stay behind");
     }
 }
 
@@ -184,25 +221,34 @@ fn boot(
     spec: &Document,
     id: &str,
     directory: &PodDirectory,
-    cgroup: &mut PodCgroup,
+    host: &mut HostParts,
     timeline: Arc<Recorder>,
 ) -> Result<Vm, PodError> {
     let config = Config::load()?;
     let size = sizing::size(&config, spec)?;
     directory.create().map_err(PodError::Directory)?;
     if let Some(path) = spec.text("/linux/cgroupsPath").filter(|path| !path.is_empty()) {
-        *cgroup = PodCgroup::plan(&CgroupPath::parse(path)?)?;
+        host.cgroup = PodCgroup::plan(&CgroupPath::parse(path)?)?;
     }
     // Written before there is anything to clean up beside the directory.
-    let mut record =
-        Record { shim: Process::of(std::process::id()).ok(), vmm: None, cgroups: cgroup.directories() };
+    let network_namespace = namespaces::network_path(spec);
+    let mut record = Record {
+        shim: Process::of(std::process::id()).ok(),
+        vmm: None,
+        cgroups: host.cgroup.directories(),
+        network_namespace: network_namespace.clone(),
+    };
     record.write(&directory.record()).map_err(PodError::Directory)?;
-    cgroup.join()?;
+    host.cgroup.join()?;
+    if let Some(path) = network_namespace {
+        host.network = Some(network::connect(&path, size.queue_pairs())?);
+    }
     let sandbox = ConfigureSandboxRequest {
         hostname: spec.text("/hostname").unwrap_or_default().to_owned(),
         ..Default::default()
     };
-    let started = Vm::start(Plan { config: &config, size, directory, sandbox, timeline });
+    let network = host.network.as_mut();
+    let started = Vm::start(Plan { config: &config, size, directory, network, sandbox, timeline });
     let vm = match started {
         Ok(vm) => vm,
         Err(error) => {

@@ -1,7 +1,7 @@
 //! Who runs a pod, written down for whoever has to clean up after a killed shim.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,7 +26,10 @@ pub(crate) struct Record {
     pub(crate) vmm: Option<Process>,
     /// cgroup directories that the shim made.
     #[serde(default)]
-    pub(crate) cgroups: Vec<std::path::PathBuf>,
+    pub(crate) cgroups: Vec<PathBuf>,
+    /// The network namespace whose interfaces the guest has.
+    #[serde(default)]
+    pub(crate) network_namespace: Option<PathBuf>,
 }
 
 impl Record {

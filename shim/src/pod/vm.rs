@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use saya_agent_api::agent::ConfigureSandboxRequest;
+use saya_agent_api::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest};
 use saya_agent_api::{READY_LINE_LIMIT, READY_PORT};
-use saya_vmm::control::{self, Boot, ControlError, Event, FileRole, Request, ShimEnd, StopReason};
+use saya_vmm::control::{self, Boot, ControlError, Event, FileRole, Interface, Request, ShimEnd, StopReason};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
@@ -23,6 +23,7 @@ use super::process::{self, Diagnostics};
 use super::timeline::Recorder;
 use crate::clock::wall_ns;
 use crate::config::Config;
+use crate::network::{PodInterface, PodNetwork};
 use crate::readiness::register;
 use crate::sizing::Size;
 
@@ -104,6 +105,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) size: Size,
     /// Where the share and the sockets are; it exists.
     pub(crate) directory: &'a PodDirectory,
+    /// The network whose taps it gets.
+    pub(crate) network: Option<&'a mut PodNetwork>,
     /// What the agent is told first.
     pub(crate) sandbox: ConfigureSandboxRequest,
     /// Where points in time are noted.
@@ -117,7 +120,7 @@ impl Vm {
     /// # Errors
     /// A missing file, or a VMM that cannot be started. What goes wrong later is the VM's [`StopReport`].
     pub(crate) fn start(plan: Plan<'_>) -> Result<Self, VmError> {
-        let Plan { config, size, directory, sandbox, timeline } = plan;
+        let Plan { config, size, directory, network, sandbox, timeline } = plan;
         let kernel = open("kernel", &config.kernel)?;
         let initramfs = open("initramfs", &config.initramfs)?;
         let share = directory.open_share().map_err(VmError::Directory)?;
@@ -130,6 +133,14 @@ impl Vm {
         let pid = child.id().unwrap_or_default();
         let diagnostics = Diagnostics::collect(child.stderr.take());
 
+        let interfaces = network.as_ref().map_or(&[][..], |network| &network.interfaces);
+        let mut files = vec![
+            (FileRole::Kernel, kernel.as_fd()),
+            (FileRole::Initramfs, initramfs.as_fd()),
+            (FileRole::Share, share.as_fd()),
+            (FileRole::Vsock, listener.as_fd()),
+        ];
+        files.extend(taps(interfaces));
         let boot = Boot {
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
@@ -138,10 +149,15 @@ impl Vm {
                 .concat()
                 .join(" "),
             console_verbose: config.console_verbose,
-            files: vec![FileRole::Kernel, FileRole::Initramfs, FileRole::Share, FileRole::Vsock],
+            interfaces: interfaces.iter().map(described).collect(),
+            files: files.iter().map(|(role, _)| *role).collect(),
         };
-        let files = [kernel.as_fd(), initramfs.as_fd(), share.as_fd(), listener.as_fd()];
-        control.send(&Request::Boot(boot), &files)?;
+        let descriptors: Vec<_> = files.iter().map(|(_, descriptor)| *descriptor).collect();
+        control.send(&Request::Boot(boot), &descriptors)?;
+        let network = network.map(|network| {
+            network.close_queues();
+            network.configuration.clone()
+        });
         control.set_nonblocking(true).map_err(VmError::Spawn)?;
         let control = register(control).map_err(VmError::Spawn)?;
 
@@ -153,7 +169,7 @@ impl Vm {
             state: state_sender,
             stop: stop.clone(),
             vsock,
-            sandbox: Some(sandbox),
+            greeting: Some(Greeting { sandbox, network }),
             timeline,
         };
         tokio::spawn(supervisor.run(child, stop_receiver));
@@ -218,6 +234,19 @@ fn open(key: &'static str, path: &Path) -> Result<File, VmError> {
     File::open(path).map_err(|source| VmError::File { key, path: path.to_owned(), source })
 }
 
+fn described(interface: &PodInterface) -> Interface {
+    let queue_pairs = u16::try_from(interface.queues.len()).unwrap_or(u16::MAX);
+    Interface { mac: interface.mac, mtu: interface.mtu, queue_pairs }
+}
+
+/// The queues of all interfaces, with what they are for.
+fn taps(interfaces: &[PodInterface]) -> impl Iterator<Item = (FileRole, BorrowedFd<'_>)> {
+    (0..).zip(interfaces).flat_map(|(interface, described)| {
+        let role = move |queue_pair| FileRole::Tap { interface, queue_pair };
+        (0..).zip(&described.queues).map(move |(queue_pair, queue)| (role(queue_pair), queue.as_fd()))
+    })
+}
+
 /// Follows a VM from its boot to its end.
 struct Supervisor {
     control: AsyncFd<ShimEnd>,
@@ -225,8 +254,14 @@ struct Supervisor {
     state: watch::Sender<VmState>,
     stop: mpsc::Sender<String>,
     vsock: VsockAddress,
-    sandbox: Option<ConfigureSandboxRequest>,
+    greeting: Option<Greeting>,
     timeline: Arc<Recorder>,
+}
+
+/// What the agent is told first.
+struct Greeting {
+    sandbox: ConfigureSandboxRequest,
+    network: Option<ConfigureNetworkRequest>,
 }
 
 impl Supervisor {
@@ -294,13 +329,14 @@ impl Supervisor {
 
     /// The agent's first connection begins the conversation with it; there is no second.
     fn greet(&mut self, descriptors: Vec<OwnedFd>) {
-        let (Some(sandbox), Some(connection)) = (self.sandbox.take(), descriptors.into_iter().next()) else {
+        let (Some(greeting), Some(connection)) = (self.greeting.take(), descriptors.into_iter().next())
+        else {
             return;
         };
         let (state, stop) = (self.state.clone(), self.stop.clone());
         let (vsock, timeline) = (self.vsock.clone(), self.timeline.clone());
         tokio::spawn(async move {
-            let reason = match converse(connection, vsock, sandbox, &timeline).await {
+            let reason = match converse(connection, vsock, greeting, &timeline).await {
                 Ok((agent, mut connection)) => {
                     state.send_if_modified(|state| become_ready(state, agent));
                     // The agent says nothing more; the connection ends when it does.
@@ -336,7 +372,7 @@ struct ReadyLine {
 async fn converse(
     connection: OwnedFd,
     vsock: VsockAddress,
-    mut sandbox: ConfigureSandboxRequest,
+    greeting: Greeting,
     timeline: &Recorder,
 ) -> io::Result<(Agent, UnixStream)> {
     timeline.mark(|timeline| &mut timeline.agent_listening_ns);
@@ -352,10 +388,20 @@ async fn converse(
     });
 
     let agent = Agent::connect(vsock).await?;
-    sandbox.wall_clock_nanoseconds = wall_ns();
-    agent.calls().configure_sandbox(no_timeout(), &sandbox).await.map_err(io::Error::other)?;
+    greeting.tell(&agent).await.map_err(io::Error::other)?;
     timeline.mark(|timeline| &mut timeline.sandbox_configured_ns);
     Ok((agent, connection))
+}
+
+impl Greeting {
+    async fn tell(mut self, agent: &Agent) -> ttrpc::Result<()> {
+        self.sandbox.wall_clock_nanoseconds = wall_ns();
+        agent.calls().configure_sandbox(no_timeout(), &self.sandbox).await?;
+        if let Some(network) = &self.network {
+            agent.calls().configure_network(no_timeout(), network).await?;
+        }
+        Ok(())
+    }
 }
 
 fn in_words(reason: StopReason) -> String {

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::Document;
+
 /// The container whose namespaces the others of a pod may join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PodSandbox {
@@ -45,7 +47,16 @@ const KINDS: [&str; 8] = ["pid", "network", "mount", "ipc", "uts", "user", "cgro
 /// The namespaces without which a container would run in the host's, which it cannot.
 const NEEDED: [&str; 3] = ["network", "pid", "ipc"];
 
-/// Rewrites `linux.namespaces` for the guest and returns the path of the network namespace, if the spec names one.
+/// The path of the network namespace that the spec names, if it does.
+pub(crate) fn network_path(spec: &Document) -> Option<PathBuf> {
+    let listed = spec.value().pointer("/linux/namespaces")?.as_array()?;
+    let (_, path) =
+        listed.iter().filter_map(|entry| read(entry).ok()).find(|(kind, _)| *kind == "network")?;
+    path.map(Path::to_owned)
+}
+
+/// Rewrites `linux.namespaces` for the guest and returns the path of the network namespace, if the spec names one
+/// that is not the sandbox's.
 ///
 /// The guest as a whole is the pod's network namespace, so the entry goes. Paths of the sandbox's namespaces become
 /// those of its process in the guest.
@@ -70,7 +81,9 @@ pub(crate) fn translate(
         let (kind, path) = read(&entry)?;
         seen.push(kind.to_owned());
         match (kind, path) {
-            ("network", path) => network = path.map(Path::to_owned),
+            ("network", path) => {
+                network = path.filter(|path| !is_of(sandbox, kind, path)).map(Path::to_owned);
+            }
             (_, None) => kept.push(entry),
             (kind, Some(path)) => kept.push(joined(kind, path, sandbox)?),
         }
@@ -99,18 +112,20 @@ fn read(entry: &Value) -> Result<(&str, Option<&Path>), NamespaceError> {
 }
 
 fn joined(kind: &str, path: &Path, sandbox: Option<PodSandbox>) -> Result<Value, NamespaceError> {
-    let of_sandbox = |sandbox: &PodSandbox| {
-        path.to_str().is_some_and(|path| {
-            path.strip_prefix(&format!("/proc/{}/ns/", sandbox.host_pid)) == Some(proc_name(kind))
-        })
-    };
-    match sandbox.filter(of_sandbox) {
+    match sandbox.filter(|_| is_of(sandbox, kind, path)) {
         Some(sandbox) => Ok(json!({
             "type": kind,
             "path": format!("/proc/{}/ns/{}", sandbox.guest_pid, proc_name(kind)),
         })),
         None => Err(NamespaceError::Foreign { kind: kind.to_owned(), path: path.to_owned() }),
     }
+}
+
+/// Whether `path` is that of the sandbox's namespace of this kind.
+fn is_of(sandbox: Option<PodSandbox>, kind: &str, path: &Path) -> bool {
+    sandbox.is_some_and(|sandbox| {
+        path == Path::new(&format!("/proc/{}/ns/{}", sandbox.host_pid, proc_name(kind)))
+    })
 }
 
 /// The file below `/proc/<pid>/ns` (namespaces(7)).
@@ -166,7 +181,7 @@ mod tests {
         let sandbox = Some(PodSandbox { host_pid: 77, guest_pid: 5 });
         let mut spec = spec(json!([{"type": "pid", "path": "/proc/77/ns/pid"},
             {"type": "ipc", "path": "/proc/77/ns/ipc"}, {"type": "network", "path": "/proc/77/ns/net"}]));
-        translate(&mut spec, sandbox).unwrap();
+        assert_eq!(translate(&mut spec, sandbox), Ok(None), "the network is the pod's already");
         assert_eq!(
             spec["linux"]["namespaces"],
             json!([{"type": "pid", "path": "/proc/5/ns/pid"}, {"type": "ipc", "path": "/proc/5/ns/ipc"}])

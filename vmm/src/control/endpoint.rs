@@ -16,8 +16,8 @@ use super::{Event, Request};
 
 /// The longest message in bytes.
 const MESSAGE_LIMIT: usize = 64 * 1024;
-/// The most descriptors that one message carries.
-const DESCRIPTOR_LIMIT: usize = 16;
+/// The most descriptors that one message carries: as many as the kernel lets one carry (`SCM_MAX_FD`, <net/scm.h>).
+const DESCRIPTOR_LIMIT: usize = 253;
 
 /// The shim's end: sends [`Request`]s and receives [`Event`]s.
 pub type ShimEnd = Endpoint<Request, Event>;
@@ -187,6 +187,7 @@ mod tests {
             guest_cid: 3,
             kernel_parameters: "noxsave".into(),
             console_verbose: false,
+            interfaces: Vec::new(),
             files: vec![FileRole::Kernel],
         }
     }

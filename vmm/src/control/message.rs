@@ -34,8 +34,22 @@ pub struct Boot {
     pub kernel_parameters: String,
     /// Whether the guest kernel writes its log to the console as it goes (slow), and not only when it panics.
     pub console_verbose: bool,
+    /// Network interfaces, in the order in which the guest sees them.
+    pub interfaces: Vec<Interface>,
     /// What the descriptors that come with the message are.
     pub files: Vec<FileRole>,
+}
+
+/// A network interface of the guest. Its taps come as descriptors: one [`FileRole::Tap`] for each queue pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface {
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// Its largest IP packet, in bytes.
+    pub mtu: u16,
+    /// How many queue pairs it has.
+    pub queue_pairs: u16,
 }
 
 /// What a descriptor that comes with [`Request::Boot`] is for. Each may appear once.
@@ -49,6 +63,14 @@ pub enum FileRole {
     Share,
     /// A listening Unix stream socket for connections to the guest's vsock ports.
     Vsock,
+    /// One queue of a tap device that was opened with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`. Both numbers count
+    /// from 0.
+    Tap {
+        /// The position of its interface in [`Boot::interfaces`].
+        interface: u16,
+        /// The queue pair.
+        queue_pair: u16,
+    },
 }
 
 /// What the VMM tells the shim.

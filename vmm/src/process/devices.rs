@@ -9,6 +9,7 @@ use crate::control::{Event, VmmEnd};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::fs::Fs;
+use crate::devices::virtio::net::{KernelTap, Net, NetConfig, NetError, NetThreads, Tap};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Connector, Vsock, VsockConfig};
 use crate::event_loop::EventLoop;
@@ -28,6 +29,8 @@ pub(super) struct HostSide {
     pub(super) share: Option<OwnedFd>,
     /// Both directions of vsock.
     pub(super) vsock: Option<VsockHost>,
+    /// Network interfaces, in the order in which the guest sees them.
+    pub(super) interfaces: Vec<InterfaceHost>,
 }
 
 /// The host's side of vsock.
@@ -35,6 +38,14 @@ pub(super) struct VsockHost {
     pub(super) guest_cid: u32,
     pub(super) listener: UnixListener,
     pub(super) connector: Box<dyn Connector + Send>,
+}
+
+/// The host's side of a network interface.
+pub(super) struct InterfaceHost {
+    pub(super) mac: [u8; 6],
+    pub(super) mtu: u16,
+    /// The queues of its tap, one for each queue pair.
+    pub(super) taps: Vec<OwnedFd>,
 }
 
 /// Why there is no such device.
@@ -46,11 +57,14 @@ pub(super) enum DeviceError {
     DescriptorDirectory(io::Error),
     #[error("guest_cid {0} is reserved: use 3 or more")]
     GuestCid(u32),
+    #[error("network interface {0}: {1}")]
+    Net(usize, NetError),
 }
 
 /// The devices, in the order in which the guest sees them.
 pub(super) fn build(
     host: HostSide,
+    vcpus: u32,
     event_loop: &EventLoop,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -63,6 +77,11 @@ pub(super) fn build(
             return Err(DeviceError::GuestCid(guest_cid));
         }
         devices.push(Box::new(Vsock::new(VsockConfig { guest_cid: guest_cid.into(), listener, connector })));
+    }
+    let threads = NetThreads::new(u16::try_from(vcpus).unwrap_or(u16::MAX));
+    for (index, interface) in host.interfaces.into_iter().enumerate() {
+        let net = net(interface, threads.clone()).map_err(|error| DeviceError::Net(index, error))?;
+        devices.push(Box::new(net));
     }
     devices.push(Box::new(Rng::new(event_loop.clone())));
     devices.push(Box::new(Balloon::new(event_loop.clone())));
@@ -84,6 +103,15 @@ fn fs(root: OwnedFd) -> Result<Fs, DeviceError> {
         most_inodes: MOST_INODES,
     };
     Ok(Fs::new(config)?)
+}
+
+fn net(interface: InterfaceHost, threads: NetThreads) -> Result<Net, NetError> {
+    let InterfaceHost { mac, mtu, taps } = interface;
+    let open = |queue| -> Result<Box<dyn Tap>, NetError> {
+        Ok(Box::new(KernelTap::new(queue).map_err(NetError::Tap)?))
+    };
+    let taps = taps.into_iter().map(open).collect::<Result<_, _>>()?;
+    Net::new(NetConfig { mac, mtu, taps, threads })
 }
 
 /// `private/<owner>/…` belongs to the guest once it is there, `live/<owner>/…` to guest and host alike.
@@ -142,7 +170,7 @@ mod tests {
         let (_shim, vmm) = pair().unwrap();
         let connector = Box::new(ControlConnector(Arc::new(vmm)));
         let vsock = Some(VsockHost { guest_cid: 2, listener, connector });
-        let built = build(HostSide { share: None, vsock }, &EventLoop::new().unwrap());
+        let built = build(HostSide { vsock, ..HostSide::default() }, 1, &EventLoop::new().unwrap());
         assert!(matches!(built.map(|_| ()), Err(DeviceError::GuestCid(2))));
     }
 }

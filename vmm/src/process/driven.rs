@@ -5,10 +5,10 @@ use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use super::devices::{self, ControlConnector, HostSide, VsockHost};
+use super::devices::{self, ControlConnector, HostSide, InterfaceHost, VsockHost};
 use super::{FAILURE, exit_status, tuning, wake_on};
 use crate::clock::monotonic_ns;
-use crate::control::{Boot, CONSOLE_TAIL, Counters, Event, FileRole, Request, StopReason, VmmEnd};
+use crate::control::{Boot, CONSOLE_TAIL, Counters, Event, FileRole, Interface, Request, StopReason, VmmEnd};
 use crate::devices::console::Console;
 use crate::event_loop::{EventFlags, EventLoop, Handler};
 use crate::outcome::Outcome;
@@ -53,8 +53,10 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
         listener: listener.into(),
         connector: Box::new(ControlConnector(Arc::clone(control))),
     });
-    let host = HostSide { share: files.take(FileRole::Share), vsock };
-    let devices = devices::build(host, &event_loop).map_err(|error| error.to_string())?;
+    let interfaces = take_interfaces(&boot.interfaces, &mut files)?;
+    let host = HostSide { share: files.take(FileRole::Share), vsock, interfaces };
+    files.refuse_others()?;
+    let devices = devices::build(host, boot.vcpus, &event_loop).map_err(|error| error.to_string())?;
     let config = VmConfig {
         vcpus: boot.vcpus,
         memory_mib: boot.memory_mib,
@@ -81,6 +83,28 @@ impl Files {
     fn take(&mut self, role: FileRole) -> Option<OwnedFd> {
         self.0.remove(&role)
     }
+
+    /// Nothing may be left that nobody has taken.
+    fn refuse_others(&self) -> Result<(), String> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(role) => Err(format!("the message to boot comes with a file of no use: {role:?}")),
+        }
+    }
+}
+
+fn take_interfaces(interfaces: &[Interface], files: &mut Files) -> Result<Vec<InterfaceHost>, String> {
+    let mut taken = Vec::with_capacity(interfaces.len());
+    for (number, &Interface { mac, mtu, queue_pairs }) in (0..).zip(interfaces) {
+        let tap = |queue_pair| {
+            files.take(FileRole::Tap { interface: number, queue_pair }).ok_or_else(|| {
+                format!("network interface {number} comes without a tap for queue pair {queue_pair}")
+            })
+        };
+        let taps = (0..queue_pairs).map(tap).collect::<Result<_, _>>()?;
+        taken.push(InterfaceHost { mac, mtu, taps });
+    }
+    Ok(taken)
 }
 
 fn receive_boot(control: &VmmEnd) -> Result<(Boot, Files), String> {

@@ -66,8 +66,8 @@ fn run(options: &ForegroundOptions, process_start_ns: u64) -> Result<StopReason,
     let share = options.share.as_deref().map(open_directory).transpose()?;
     let socket = options.vsock.as_deref().map(SocketFile::bind).transpose()?;
     let vsock = socket.as_ref().map(SocketFile::host).transpose()?;
-    let devices =
-        devices::build(HostSide { share, vsock }, &event_loop).map_err(|error| error.to_string())?;
+    let host = HostSide { share, vsock, interfaces: Vec::new() };
+    let devices = devices::build(host, options.vcpus, &event_loop).map_err(|error| error.to_string())?;
     let config = VmConfig {
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
