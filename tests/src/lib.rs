@@ -2,6 +2,7 @@
 //! end-to-end tests and benchmarks that run in it, and how their results are shown.
 
 pub mod bench;
+pub mod cni;
 pub mod ctr;
 pub mod demo;
 pub mod e2e;

@@ -37,7 +37,7 @@ fn five_at_once(context: &Context) -> anyhow::Result<()> {
 
 fn killed_shim(context: &Context) -> anyhow::Result<()> {
     let orphan = context.start(BUSYBOX, "orphan", &[], &["sleep", "3600"])?;
-    kill_process(shim_of("orphan")?, Signal::KILL)?;
+    kill_shim_of("orphan")?;
     orphan.remove()?;
     // containerd cleans up after a dead shim in its own time, and refuses the name until then.
     eventually("the name is free again", || {
@@ -45,6 +45,11 @@ fn killed_shim(context: &Context) -> anyhow::Result<()> {
         ensure!(ended.status == Some(0) || ended.stderr.contains("already exists"), "{ended:?}");
         Ok(ended.text() == "again\n")
     })
+}
+
+/// Kills the shim that containerd started for a container.
+pub(super) fn kill_shim_of(container: &str) -> anyhow::Result<()> {
+    Ok(kill_process(shim_of(container)?, Signal::KILL)?)
 }
 
 /// The shim that containerd started for a container: its command line has `-id <container>`.

@@ -8,6 +8,7 @@ mod identity;
 mod image_root;
 mod leftovers;
 mod lifecycle;
+mod network;
 pub mod runner;
 mod stdio;
 mod workloads;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Test> {
         stdio::TESTS,
         identity::TESTS,
         files::TESTS,
+        network::TESTS,
         exec::TESTS,
         workloads::TESTS,
         leftovers::TESTS,

@@ -1,0 +1,176 @@
+//! The kinds of network that CNI's plugins make.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+
+use super::peers::{ECHO, ECHO_PORT, exchange, resolve_from, serve_to};
+use crate::cni::{Attachment, Netns};
+use crate::ctr::finish;
+use crate::e2e::context::{BUSYBOX, Context, Running};
+
+/// A port of the host that the plugin portmap passes on to [`ECHO_PORT`].
+const HOST_PORT: u16 = 18_080;
+
+/// bridge, with all the plugins that are chained after it.
+pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
+    let namespace = Netns::new("saya-bridge")?;
+    let ranges = json!([[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]]);
+    let routes =
+        json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "198.51.100.0/24", "gw": "10.77.0.1"}]);
+    let chain = [
+        json!({"type": "bridge", "bridge": "sayabr", "isGateway": true, "mtu": 9000,
+               "ipam": host_local(&ranges, &routes)}),
+        json!({"type": "tuning", "mac": "02:77:00:00:00:07", "mtu": 8000}),
+        json!({"type": "bandwidth", "ingressRate": 800_000_000, "ingressBurst": 8_000_000,
+               "egressRate": 800_000_000, "egressBurst": 8_000_000}),
+        json!({"type": "firewall", "backend": "iptables"}),
+        json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true,
+               "runtimeConfig": {"portMappings":
+                   [{"hostPort": HOST_PORT, "containerPort": ECHO_PORT, "protocol": "tcp"}]}}),
+    ];
+    let attachment = Attachment::add(&namespace, "eth0", chain)?;
+    let untouched = namespace.contents()?;
+
+    let container = context.start(BUSYBOX, "bridged", &[&namespace.flag()], &ECHO)?;
+    expect_same_network(&container, &namespace, "eth0")?;
+    let mac = container.exec("mac", &["cat", "/sys/class/net/eth0/address", "/sys/class/net/eth0/mtu"])?;
+    ensure!(mac.text() == "02:77:00:00:00:07\n8000\n", "{mac:?}");
+    for (address, gateway) in attachment.addresses()?.iter().zip(["10.77.0.1", "fd77::1"]) {
+        expect_ping_from_host(*address, 7000)?;
+        expect_ping(&container, gateway, 7000)?;
+        exchange(SocketAddr::new(*address, ECHO_PORT)).context("TCP into the container")?;
+        serve_to(&container, "fetch", gateway.parse()?).context("TCP out of the container")?;
+        resolve_from(&container, "resolve", gateway.parse()?).context("UDP")?;
+    }
+    exchange(SocketAddr::new("10.77.0.1".parse()?, HOST_PORT)).context("TCP to the host's port")?;
+    container.remove()?;
+
+    ensure!(namespace.contents()? == untouched, "left in the namespace: {}", namespace.contents()?);
+    attachment.delete()?;
+    remove_link("sayabr")
+}
+
+/// ptp: the gateway is reached by a route to it alone.
+pub(super) fn point_to_point(context: &Context) -> anyhow::Result<()> {
+    let namespace = Netns::new("saya-ptp")?;
+    let ranges = json!([[{"subnet": "10.78.0.0/24"}], [{"subnet": "fd78::/64"}]]);
+    let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
+    let ptp = json!({"type": "ptp", "mtu": 1400, "ipam": host_local(&ranges, &routes)});
+    let attachment = Attachment::add(&namespace, "eth0", [ptp])?;
+    // What a service mesh or an administrator may have added.
+    namespace.ip("route add blackhole 203.0.113.0/24")?;
+    namespace.ip("route add 198.51.100.0/24 via 10.78.0.1 metric 77")?;
+    namespace.ip("neigh replace 10.78.0.99 lladdr 02:00:00:00:00:99 dev eth0 nud permanent")?;
+
+    let container = context.start(BUSYBOX, "pointed", &[&namespace.flag()], &ECHO)?;
+    expect_same_network(&container, &namespace, "eth0")?;
+    let neighbours = container.exec("neighbours", &["ip", "neigh", "show", "nud", "permanent"])?;
+    ensure!(neighbours.text().contains("10.78.0.99 dev eth0 lladdr 02:00:00:00:00:99"), "{neighbours:?}");
+    for address in attachment.addresses()? {
+        exchange(SocketAddr::new(address, ECHO_PORT)).context("TCP into the container")?;
+    }
+    expect_ping(&container, "10.78.0.1", 1300)?;
+    expect_ping(&container, "fd78::1", 1300)?;
+    container.remove()?;
+    attachment.delete()
+}
+
+/// A veth, a macvlan, an ipvlan and a vlan in one namespace, whose parents are in the host's.
+pub(super) fn several(context: &Context) -> anyhow::Result<()> {
+    let outside = Netns::new("saya-outside")?;
+    let ip = |arguments: &str| finish(Command::new("ip").args(arguments.split(' ')));
+    ip("link add sayaup type veth peer name trunk netns saya-outside")?;
+    ip("link set sayaup up")?;
+    outside.ip("link set trunk up")?;
+    outside.ip("addr add 10.79.1.1/24 dev trunk")?;
+    outside.ip("link add link trunk name trunk.7 type vlan id 7")?;
+    outside.ip("link set trunk.7 up")?;
+    outside.ip("addr add 10.79.2.1/24 dev trunk.7")?;
+
+    let namespace = Netns::new("saya-several")?;
+    let local = |subnet: &str| {
+        host_local(&json!([[{"subnet": subnet, "rangeStart": subnet.replace("0/24", "9")}]]), &json!([]))
+    };
+    let first = Attachment::add(&namespace, "eth0", [json!({"type": "ptp", "ipam": local("10.79.0.0/24")})])?;
+    let macvlan =
+        json!({"type": "macvlan", "master": "sayaup", "mode": "bridge", "ipam": local("10.79.1.0/24")});
+    let second = Attachment::add(&namespace, "net1", [macvlan])?;
+    let vlan = json!({"type": "vlan", "master": "sayaup", "vlanId": 7, "ipam": local("10.79.2.0/24")});
+    let third = Attachment::add(&namespace, "net2", [vlan])?;
+
+    let container = context.start(BUSYBOX, "several", &[&namespace.flag()], &ECHO)?;
+    for interface in ["eth0", "net1", "net2"] {
+        expect_same_network(&container, &namespace, interface)?;
+    }
+    for peer in ["10.79.0.1", "10.79.1.1", "10.79.2.1"] {
+        expect_ping(&container, peer, 1400)?;
+    }
+    for address in ["10.79.1.9", "10.79.2.9"] {
+        finish(outside.command("busybox").args(["ping", "-c", "1", "-W", "20", address]))?;
+    }
+    container.remove()?;
+    third.delete()?;
+    second.delete()?;
+    first.delete()?;
+    remove_link("sayaup")
+}
+
+/// The plugin loopback, and no interface beside it.
+pub(super) fn loopback(context: &Context) -> anyhow::Result<()> {
+    let namespace = Netns::new("saya-loopback")?;
+    let attachment = Attachment::add(&namespace, "lo", [json!({"type": "loopback"})])?;
+    let script =
+        "ls /sys/class/net; ping -c 1 127.0.0.1 > /dev/null && ping -c 1 ::1 > /dev/null && echo both";
+    let ended = context.run(&[&namespace.flag()], "alone", &["sh", "-c", script])?.expect_status(0)?;
+    ensure!(ended.text() == "lo\nboth\n", "{ended:?}");
+    attachment.delete()
+}
+
+fn host_local(ranges: &Value, routes: &Value) -> Value {
+    json!({"type": "host-local", "dataDir": "/tmp/saya-cni-ipam", "ranges": ranges, "routes": routes})
+}
+
+fn remove_link(name: &str) -> anyhow::Result<()> {
+    finish(Command::new("ip").args(["link", "delete", name])).map(drop)
+}
+
+/// Whether the container has the interface's addresses and routes as they are in the namespace, which CNI has filled.
+fn expect_same_network(container: &Running, namespace: &Netns, interface: &str) -> anyhow::Result<()> {
+    let queries = [
+        format!("ip -o -f inet addr show dev {interface}"),
+        format!("ip -o -f inet6 addr show dev {interface}"),
+        "ip route".to_owned(),
+        "ip -6 route".to_owned(),
+    ];
+    for query in &queries {
+        let outside = finish(namespace.command("busybox").args(query.split(' ')))?;
+        let inside = container.exec("network", &["sh", "-c", query])?.expect_status(0)?.text();
+        let (outside, inside) = (facts(&outside), facts(&inside));
+        ensure!(outside == inside, "{query}: {inside:?} inside, where the namespace has {outside:?}");
+    }
+    Ok(())
+}
+
+/// Lines of ip(8) without the interface's number, which is the machine's own, in an order of their own.
+fn facts(printed: &str) -> Vec<String> {
+    let fact = |line: &str| {
+        line.split_once(": ").map_or(line, |(_, rest)| rest).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let mut facts: Vec<String> = printed.lines().map(fact).collect();
+    facts.sort();
+    facts
+}
+
+fn expect_ping(container: &Running, address: &str, size: usize) -> anyhow::Result<()> {
+    let size = size.to_string();
+    container.exec("ping", &["ping", "-c", "1", "-W", "20", "-s", &size, address])?.expect_status(0).map(drop)
+}
+
+fn expect_ping_from_host(address: IpAddr, size: usize) -> anyhow::Result<()> {
+    let arguments =
+        ["ping", "-c", "1", "-W", "20", "-s", &size.to_string(), &address.to_string()].map(str::to_owned);
+    finish(Command::new("busybox").args(arguments)).map(drop)
+}

@@ -1,0 +1,65 @@
+//! Networks that a guest cannot have, and networks that a pod leaves without a word.
+
+use anyhow::ensure;
+
+use crate::cni::Netns;
+use crate::e2e::context::{BUSYBOX, Context, eventually};
+use crate::e2e::leftovers::kill_shim_of;
+
+/// runc would take all of these: to it a namespace is a namespace.
+const RUNC: &str = "io.containerd.runc.v2";
+
+/// Bad input gets an error that names it, and leaves nothing.
+pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
+    let missing = context.run(&["--with-ns=network:/run/netns/no-such"], "missing", &["true"])?;
+    ensure!(missing.status != Some(0) && missing.stderr.contains("/run/netns/no-such"), "{missing:?}");
+    if context.runtime == RUNC {
+        return Ok(());
+    }
+    let cases: [(&[&str], &[&str]); 4] = [
+        (
+            &[
+                "link add one type dummy",
+                "link add two type dummy",
+                "link set one address 02:00:00:00:00:05 up",
+                "link set two address 02:00:00:00:00:05 up",
+            ],
+            &["interface two", "02:00:00:00:00:05", "one"],
+        ),
+        (&["link add inner type bridge", "link set inner up"], &["interface inner", "bridge"]),
+        (&["link add quiet type dummy"], &["interface quiet", "down"]),
+        (&["rule add from 10.0.0.1 table 5 priority 99"], &["IPv4", "99"]),
+    ];
+    for (setup, words) in cases {
+        let namespace = Netns::new("saya-refused")?;
+        for command in setup {
+            namespace.ip(command)?;
+        }
+        let before = namespace.contents()?;
+        let ended = context.run(&[&namespace.flag()], "refused", &["true"])?;
+        ensure!(ended.status != Some(0), "{setup:?} was taken");
+        for word in words {
+            ensure!(ended.stderr.contains(word), "the error does not name {word}: {}", ended.stderr);
+        }
+        ensure!(namespace.contents()? == before, "left in the namespace: {}", namespace.contents()?);
+    }
+    Ok(())
+}
+
+/// What was tied to the interfaces goes with the pod, however it ends.
+pub(super) fn killed_shim(context: &Context) -> anyhow::Result<()> {
+    let namespace = Netns::new("saya-killed")?;
+    namespace.ip("link add eth0 type dummy")?;
+    namespace.ip("link set eth0 up")?;
+    namespace.ip("addr add 10.80.0.2/24 dev eth0")?;
+    let before = namespace.contents()?;
+    let orphan = context.start(BUSYBOX, "tied", &[&namespace.flag()], &["sleep", "3600"])?;
+    if context.runtime != RUNC {
+        ensure!(namespace.contents()? != before, "nothing is tied to the interface");
+    }
+    kill_shim_of("tied")?;
+    orphan.remove()?;
+    eventually("the interface is free again", || Ok(namespace.contents()? == before))?;
+    let script = "ip -o -f inet addr show dev eth0 | grep -q 10.80.0.2/24";
+    context.run(&[&namespace.flag()], "next", &["sh", "-c", script])?.expect_status(0).map(drop)
+}
