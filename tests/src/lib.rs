@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod cni;
+pub mod cri;
 pub mod ctr;
 pub mod demo;
 pub mod e2e;

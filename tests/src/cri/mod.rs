@@ -1,0 +1,194 @@
+//! A client of the Kubernetes Container Runtime Interface (CRI), version 1: what a kubelet does, one call at a time.
+
+mod grpc;
+pub mod messages;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use prost::Message;
+
+use self::grpc::Connection;
+pub use self::grpc::Status;
+use self::messages::{
+    ContainerConfig, ContainerRequest, ContainerStats, ContainerStatsResponse, ContainerStatus,
+    ContainerStatusResponse, CreateContainerRequest, Empty, ExecSyncRequest, ExecSyncResponse, Id,
+    LinuxContainerResources, PodSandboxConfig, PodSandboxStats, PodSandboxStatsResponse, PodSandboxStatus,
+    PodSandboxStatusResponse, RunPodSandboxRequest, StopContainerRequest, UpdateContainerResourcesRequest,
+};
+
+/// containerd's socket, unless the environment names another.
+const SOCKET: &str = "/run/containerd/containerd.sock";
+
+/// A connection to a container runtime's CRI.
+pub struct Cri {
+    connection: Connection,
+}
+
+impl Cri {
+    /// Connects to containerd.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn connect() -> anyhow::Result<Self> {
+        let socket = std::env::var("CONTAINERD_ADDRESS").unwrap_or_else(|_| SOCKET.to_owned());
+        let connection =
+            Connection::open(Path::new(&socket)).with_context(|| format!("connecting to {socket}"))?;
+        Ok(Self { connection })
+    }
+
+    fn call<Answer: Message + Default>(
+        &self,
+        method: &str,
+        request: &impl Message,
+    ) -> anyhow::Result<Answer> {
+        self.connection.call(&format!("/runtime.v1.RuntimeService/{method}"), request)
+    }
+
+    /// Makes a pod and answers its id.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn run_pod(&self, config: &PodSandboxConfig, runtime_handler: &str) -> anyhow::Result<String> {
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: runtime_handler.to_owned(),
+        };
+        Ok(self.call::<Id>("RunPodSandbox", &request)?.id)
+    }
+
+    /// Ends a pod's containers and takes its network away.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn stop_pod(&self, id: &str) -> anyhow::Result<()> {
+        self.call::<Empty>("StopPodSandbox", &Id::new(id)).map(drop)
+    }
+
+    /// Removes a pod with its containers.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn remove_pod(&self, id: &str) -> anyhow::Result<()> {
+        self.call::<Empty>("RemovePodSandbox", &Id::new(id)).map(drop)
+    }
+
+    /// What a pod is doing.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn pod_status(&self, id: &str) -> anyhow::Result<PodSandboxStatus> {
+        let answer: PodSandboxStatusResponse = self.call("PodSandboxStatus", &Id::new(id))?;
+        answer.status.context("an answer without status")
+    }
+
+    /// What a pod uses.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn pod_stats(&self, id: &str) -> anyhow::Result<PodSandboxStats> {
+        let answer: PodSandboxStatsResponse = self.call("PodSandboxStats", &Id::new(id))?;
+        answer.stats.context("an answer without figures")
+    }
+
+    /// Makes a container in a pod and answers its id.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn create(
+        &self,
+        pod: &str,
+        pod_config: &PodSandboxConfig,
+        config: &ContainerConfig,
+    ) -> anyhow::Result<String> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.to_owned(),
+            config: Some(config.clone()),
+            sandbox_config: Some(pod_config.clone()),
+        };
+        Ok(self.call::<Id>("CreateContainer", &request)?.id)
+    }
+
+    /// Starts a container.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn start(&self, container: &str) -> anyhow::Result<()> {
+        self.call::<Empty>("StartContainer", &ContainerRequest::new(container)).map(drop)
+    }
+
+    /// Has a container end by SIGTERM, and after `grace` by SIGKILL.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn stop(&self, container: &str, grace: Duration) -> anyhow::Result<()> {
+        let timeout = i64::try_from(grace.as_secs())?;
+        let request = StopContainerRequest { container_id: container.to_owned(), timeout };
+        self.call::<Empty>("StopContainer", &request).map(drop)
+    }
+
+    /// Removes a container.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn remove(&self, container: &str) -> anyhow::Result<()> {
+        self.call::<Empty>("RemoveContainer", &ContainerRequest::new(container)).map(drop)
+    }
+
+    /// What a container is doing.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn status(&self, container: &str) -> anyhow::Result<ContainerStatus> {
+        let answer: ContainerStatusResponse =
+            self.call("ContainerStatus", &ContainerRequest::new(container))?;
+        answer.status.context("an answer without status")
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn stats(&self, container: &str) -> anyhow::Result<ContainerStats> {
+        let answer: ContainerStatsResponse =
+            self.call("ContainerStats", &ContainerRequest::new(container))?;
+        answer.stats.context("an answer without figures")
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn update(&self, container: &str, linux: LinuxContainerResources) -> anyhow::Result<()> {
+        let request =
+            UpdateContainerResourcesRequest { container_id: container.to_owned(), linux: Some(linux) };
+        self.call::<Empty>("UpdateContainerResources", &request).map(drop)
+    }
+
+    /// Opens a container's log anew, as after a rotation.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn reopen_log(&self, container: &str) -> anyhow::Result<()> {
+        self.call::<Empty>("ReopenContainerLog", &ContainerRequest::new(container)).map(drop)
+    }
+
+    /// Runs a command in a container to its end, or for `limit`.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's; DeadlineExceeded after `limit`.
+    pub fn exec(
+        &self,
+        container: &str,
+        command: &[&str],
+        limit: Duration,
+    ) -> anyhow::Result<ExecSyncResponse> {
+        let request = ExecSyncRequest {
+            container_id: container.to_owned(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            timeout: i64::try_from(limit.as_secs())?,
+        };
+        self.call("ExecSync", &request)
+    }
+}
