@@ -63,6 +63,7 @@ fn visit<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
         let panicked = |_| io::Error::other("the thread that visits the namespace has panicked");
         builder.spawn_scoped(scope, work)?.join().map_err(panicked)
     })
+}
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
     let file = File::open(path)?;

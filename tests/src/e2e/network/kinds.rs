@@ -22,7 +22,7 @@ pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
         json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "198.51.100.0/24", "gw": "10.77.0.1"}]);
     let chain = [
         json!({"type": "bridge", "bridge": "sayabr", "isGateway": true, "mtu": 9000,
-               "ipam": host_local(&ranges, &routes)}),
+               "ipam": host_local(context, &ranges, &routes)}),
         json!({"type": "tuning", "mac": "02:77:00:00:00:07", "mtu": 8000}),
         json!({"type": "bandwidth", "ingressRate": 800_000_000, "ingressBurst": 8_000_000,
                "egressRate": 800_000_000, "egressBurst": 8_000_000}),
@@ -58,7 +58,7 @@ pub(super) fn point_to_point(context: &Context) -> anyhow::Result<()> {
     let namespace = Netns::new("saya-ptp")?;
     let ranges = json!([[{"subnet": "10.78.0.0/24"}], [{"subnet": "fd78::/64"}]]);
     let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
-    let ptp = json!({"type": "ptp", "mtu": 1400, "ipam": host_local(&ranges, &routes)});
+    let ptp = json!({"type": "ptp", "mtu": 1400, "ipam": host_local(context, &ranges, &routes)});
     let attachment = Attachment::add(&namespace, "eth0", [ptp])?;
     // What a service mesh or an administrator may have added.
     namespace.ip("route add blackhole 203.0.113.0/24")?;
@@ -92,7 +92,11 @@ pub(super) fn several(context: &Context) -> anyhow::Result<()> {
 
     let namespace = Netns::new("saya-several")?;
     let local = |subnet: &str| {
-        host_local(&json!([[{"subnet": subnet, "rangeStart": subnet.replace("0/24", "9")}]]), &json!([]))
+        host_local(
+            context,
+            &json!([[{"subnet": subnet, "rangeStart": subnet.replace("0/24", "9")}]]),
+            &json!([]),
+        )
     };
     let first = Attachment::add(&namespace, "eth0", [json!({"type": "ptp", "ipam": local("10.79.0.0/24")})])?;
     let macvlan =
@@ -129,8 +133,9 @@ pub(super) fn loopback(context: &Context) -> anyhow::Result<()> {
     attachment.delete()
 }
 
-fn host_local(ranges: &Value, routes: &Value) -> Value {
-    json!({"type": "host-local", "dataDir": "/tmp/saya-cni-ipam", "ranges": ranges, "routes": routes})
+fn host_local(context: &Context, ranges: &Value, routes: &Value) -> Value {
+    let directory = context.scratch.join("ipam");
+    json!({"type": "host-local", "dataDir": directory, "ranges": ranges, "routes": routes})
 }
 
 fn remove_link(name: &str) -> anyhow::Result<()> {
