@@ -1,9 +1,10 @@
 //! Routes.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 
 use libc::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, RTA_DST, RTA_GATEWAY, RTA_METRICS, RTA_OIF,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, RTA_DST, RTA_GATEWAY, RTA_METRICS, RTA_OIF,
     RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTM_NEWROUTE,
 };
 use saya_agent_api::agent::Route;
@@ -22,10 +23,13 @@ const ON_LINK: u32 = 4;
 /// `RT_TABLE_MAIN`.
 const MAIN_TABLE: u32 = 254;
 
-/// Adds a route, or replaces the one to the same place.
+/// Adds a route beside those to the same place, unless it is there already.
 pub(super) fn add(socket: &Socket, route: &Route, indexes: &Indexes) -> Result<()> {
     let request = request(route, indexes)?;
-    socket.change(request).action(|| format!("add the route {}", name(route)))
+    match socket.change(request) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        added => added.action(|| format!("add the route {}", name(route))),
+    }
 }
 
 fn request(route: &Route, indexes: &Indexes) -> Result<Request> {
@@ -53,7 +57,7 @@ fn request(route: &Route, indexes: &Indexes) -> Result<Request> {
     // The other flags are reports of the host's kernel, not wishes.
     structure.extend((route.flags & ON_LINK).to_ne_bytes());
     let mut request =
-        Request::new(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &structure)
+        Request::new(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND, &structure)
             .with(RTA_TABLE, &table.to_ne_bytes())
             .with_some(RTA_DST, destination.as_deref())
             .with_some(RTA_PREFSRC, source.as_deref());

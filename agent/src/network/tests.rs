@@ -74,6 +74,9 @@ fn request() -> ConfigureNetworkRequest {
     onlink.mtu = 1300;
     let mut blackhole = route(&[172, 16, 0, 0], 12, &[], "");
     blackhole.kind = 6;
+    let mut connected = route(&[10, 0, 0, 0], 24, &[], "d0");
+    connected.scope = 253;
+    let elsewhere = Route { interface: "eth7".to_owned(), ..connected.clone() };
     ConfigureNetworkRequest {
         // The names are the other way round: d1 becomes d0, and d0 becomes eth7.
         interfaces: vec![
@@ -81,6 +84,9 @@ fn request() -> ConfigureNetworkRequest {
             interface("eth7", 1, &[(&[10, 1, 0, 2], 32)]),
         ],
         routes: vec![
+            connected,
+            elsewhere,
+            route(&v6(0), 64, &[], "d0"),
             route(&[], 0, &[10, 0, 0, 1], "d0"),
             route(&[], 0, &v6(1), "d0"),
             route(&[10, 9, 0, 0], 16, &[], "eth7"),
@@ -117,8 +123,11 @@ fn the_guest_gets_what_the_hosts_namespace_has() {
                 "{addresses}"
             );
             let routes = ip("route show").unwrap();
+            assert_eq!(routes.lines().count(), 6, "no more than was asked for: {routes}");
             for expected in [
                 "default via 10.0.0.1 dev d0",
+                "10.0.0.0/24 dev d0",
+                "10.0.0.0/24 dev eth7",
                 "10.9.0.0/16 dev eth7",
                 "192.168.7.0/24 via 169.254.1.1 dev d0 metric 77 onlink mtu 1300",
                 "blackhole 172.16.0.0/12",

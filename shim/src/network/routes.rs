@@ -35,7 +35,7 @@ pub(super) fn read(netlink: &mut Netlink, links: &Links) -> Result<Vec<Route>, N
             .map_err(NetworkError::host("listing routes"))?;
         for message in listed {
             if let RouteNetlinkMessage::NewRoute(message) = message
-                && !is_made_by_guest(&message)
+                && !is_made_by_guest(&message, links)
             {
                 routes.push(convert(&message, links)?);
             }
@@ -72,11 +72,16 @@ fn refuse_rules(netlink: &mut Netlink, family: AddressFamily) -> Result<(), Netw
     Ok(())
 }
 
-/// Whether the guest's kernel makes this route itself: from the addresses it is given, or from the router
-/// advertisements that it hears as well.
-fn is_made_by_guest(message: &RouteMessage) -> bool {
-    let from_addresses = table(message) == LOCAL_TABLE || message.header.protocol == RouteProtocol::Kernel;
-    from_addresses || message.header.protocol == RouteProtocol::Ra
+/// Whether the guest's kernel makes this route itself: from the addresses it is given, for an interface's link-local
+/// addresses, for its own loopback, or from the router advertisements that it hears as well.
+fn is_made_by_guest(message: &RouteMessage, links: &Links) -> bool {
+    let of_kernel = message.header.protocol == RouteProtocol::Kernel;
+    let for_links = message.attributes.iter().any(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => address.is_unicast_link_local(),
+        RouteAttribute::Oif(index) => Some(*index) == links.loopback,
+        _ => false,
+    });
+    table(message) == LOCAL_TABLE || of_kernel && for_links || message.header.protocol == RouteProtocol::Ra
 }
 
 fn table(message: &RouteMessage) -> u32 {

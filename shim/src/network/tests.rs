@@ -253,7 +253,10 @@ fn addresses_routes_and_neighbours_are_the_pods() {
     assert_eq!(u32::from(libc::RT_SCOPE_LINK), find(&[198, 51, 100, 0], false).scope);
     let blackhole = find(&[203, 0, 113, 0], false);
     assert_eq!((blackhole.kind, blackhole.interface.as_str()), (u32::from(libc::RTN_BLACKHOLE), ""));
-    assert_eq!(configuration.routes.len(), 5, "the others are made by the guest: {:?}", configuration.routes);
+    let connected = find(&[10, 1, 2, 0], false);
+    assert_eq!((connected.prefix_length, connected.preferred_source.as_slice()), (24, &[10, 1, 2, 3][..]));
+    assert_eq!((find(&[10, 1, 0, 0], false).prefix_length, find(&fd00(0), true).prefix_length), (16, 64));
+    assert_eq!(configuration.routes.len(), 8, "the others are made by the guest: {:?}", configuration.routes);
     let first_gateway = configuration.routes.iter().position(|route| !route.gateway.is_empty()).unwrap();
     assert!(configuration.routes[first_gateway..].iter().all(|route| !route.gateway.is_empty()));
 
