@@ -31,11 +31,15 @@ mount -t cgroup2 -o nsdelegate cgroup2 /root-of-lab/sys/fs/cgroup
 # The server is a file of the host that a build may replace while the lab runs: take a copy.
 server=$(sed -n 's/.*saya_lab_server=\([^ ]*\).*/\1/p' /proc/cmdline)
 
-# /tmp is the lab's own, but for the directory of a checkout that lies there.
-checkout=$(echo "$server" | sed -n 's|^/tmp/\([^/]*\)/.*|\1|p')
-[ -z "$checkout" ] || { mkdir /checkout && mount --bind "/root-of-lab/tmp/$checkout" /checkout; }
+# /tmp is the lab's own, but for directories that the lab uses.
+kept=$(sed -n 's/.*saya_lab_tmp=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ')
+for name in $kept; do
+    mkdir -p "/kept/$name" && mount --bind "/root-of-lab/tmp/$name" "/kept/$name"
+done
 mount -t tmpfs -o mode=1777 tmp /root-of-lab/tmp
-[ -z "$checkout" ] || { mkdir "/root-of-lab/tmp/$checkout" && mount --move /checkout "/root-of-lab/tmp/$checkout"; }
+for name in $kept; do
+    mkdir "/root-of-lab/tmp/$name" && mount --move "/kept/$name" "/root-of-lab/tmp/$name"
+done
 
 mkdir /root-of-lab/run/saya-lab
 echo "lab: the root is made after $(cut -d' ' -f1 /proc/uptime) s"

@@ -3,6 +3,7 @@
 //! One processor only: with two, the lab can freeze when KVM flips a jump label while the other processor still runs
 //! the old translation of that code. Two labs side by side use two processors of the host.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -28,6 +29,8 @@ pub(super) struct Description<'a> {
     pub(super) initramfs: &'a Path,
     /// The program that the initramfs starts as the lab's server: a file of the host.
     pub(super) server: &'a Path,
+    /// What else of the host's the lab is going to use. /tmp is the lab's own, but for the directories of these.
+    pub(super) used: Vec<PathBuf>,
     /// The directory of the host that the lab may write to.
     pub(super) results: &'a Path,
     /// The disk that holds containerd's state.
@@ -110,7 +113,15 @@ impl Description<'_> {
             line.push_str(&format!(" tsc_early_khz={}", tsc_khz()));
         }
         line.push_str(&format!(" saya_lab_server={}", self.server.display()));
+        line.push_str(&format!(" saya_lab_tmp={}", self.directories_below_tmp().join(",")));
         line
+    }
+
+    fn directories_below_tmp(&self) -> Vec<String> {
+        let used = self.used.iter().map(PathBuf::as_path).chain([self.server]);
+        let names = used.filter_map(|path| path.strip_prefix("/tmp").ok()?.components().next());
+        let names: BTreeSet<_> = names.map(|name| name.as_os_str().to_string_lossy().into_owned()).collect();
+        names.into_iter().collect()
     }
 }
 

@@ -183,6 +183,7 @@ fn boot(
         kernel: &kernel.image,
         initramfs,
         server: &server,
+        used: job.files(),
         results: &job.results.clone(),
         disk,
         memory_mib: request.memory_mib,

@@ -35,6 +35,15 @@ pub struct Job {
     pub results: PathBuf,
 }
 
+impl Job {
+    /// The files and directories of the host that the job needs.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let installed = self.installs.iter().map(|install| &install.from);
+        [&self.directory, &self.modules].into_iter().chain(&self.images).chain(installed).cloned().collect()
+    }
+}
+
 /// A file of the host to be copied to a place in the lab.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Install {
