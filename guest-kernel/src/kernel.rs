@@ -5,6 +5,7 @@ mod compile;
 mod fragments;
 mod kconfig;
 mod key;
+mod patches;
 
 use std::fs;
 use std::io;
@@ -24,6 +25,7 @@ pub const REQUIRED_PACKAGES: &[&str] = &[
     "libc6-dev",
     "libelf-dev",
     "make",
+    "patch",
     "xz-utils",
 ];
 

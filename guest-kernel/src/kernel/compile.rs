@@ -1,4 +1,4 @@
-//! The build steps: unpack, configure, check, compile, strip.
+//! The build steps: unpack, patch, configure, check, compile, strip.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use super::{Error, SOURCE_TARBALL, fragments};
+use super::{Error, SOURCE_TARBALL, fragments, patches};
 
 /// A build step failed.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,7 @@ pub(super) fn kernel(
     let mut log = Log::create(log)?;
     progress("guest kernel: unpacking the source");
     log.run("tar", tar(scratch), &mut |_| {})?;
+    patch(scratch, &mut log)?;
     configure(scratch, &mut log)?;
     compile(scratch, &mut log, progress)?;
     collect(scratch, result, &mut log)
@@ -67,6 +68,18 @@ fn tar(scratch: &Path) -> Command {
     let mut tar = Command::new("tar");
     tar.args(["--extract", "--strip-components=1", "--file", SOURCE_TARBALL, "--directory"]).arg(scratch);
     tar
+}
+
+/// Applies our patches. One whose surroundings have changed is refused: somebody has to look at it again.
+fn patch(source: &Path, log: &mut Log) -> Result<(), Error> {
+    for (name, text) in patches::ALL {
+        let file = source.join(name);
+        fs::write(&file, text).map_err(Error::file("write", &file))?;
+        let mut patch = Command::new("patch");
+        patch.current_dir(source).args(["--strip=1", "--fuzz=0", "--batch", "--forward", "--input", name]);
+        log.run("patch", patch, &mut |_| {})?;
+    }
+    Ok(())
 }
 
 /// `make` in the source tree itself: a separate output directory would put absolute paths into the kernel.

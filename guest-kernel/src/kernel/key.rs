@@ -4,7 +4,7 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-use super::{Error, SOURCE_PACKAGE, fragments};
+use super::{Error, SOURCE_PACKAGE, fragments, patches};
 
 /// Raised whenever the steps in `compile.rs` change what they make from the same inputs.
 const RECIPE: &str = "1";
@@ -17,12 +17,13 @@ pub(super) fn of_this_host() -> Result<String, Error> {
     let source = answer("dpkg-query", &["--show", "--showformat=${Version}", SOURCE_PACKAGE])?;
     let compiler = answer("gcc", &["--version"])?;
     let linker = answer("ld", &["--version"])?;
-    Ok(of([RECIPE, &source, first_line(&compiler), first_line(&linker)], fragments::ALL))
+    let files: Vec<_> = fragments::ALL.iter().chain(patches::ALL).copied().collect();
+    Ok(of([RECIPE, &source, first_line(&compiler), first_line(&linker)], &files))
 }
 
-fn of(tools: [&str; 4], fragments: &[(&str, &str)]) -> String {
+fn of(tools: [&str; 4], files: &[(&str, &str)]) -> String {
     let mut hash = Sha256::new();
-    let parts = fragments.iter().flat_map(|(name, text)| [*name, *text]);
+    let parts = files.iter().flat_map(|(name, text)| [*name, *text]);
     for part in tools.into_iter().chain(parts) {
         // The length keeps two different splits of the same characters apart.
         hash.update((part.len() as u64).to_le_bytes());
