@@ -29,6 +29,10 @@ const BOOT_ALLOCATIONS: u64 = 4 << 20;
 /// What Linux and its first process allocate after that.
 const EARLY_ALLOCATIONS: u64 = 2 << 20;
 
+/// Where Linux, which lies at 16 MiB, allocates first below that: beside its tables at the start, and from blocks of 4 MiB,
+/// of which it takes these first. A large page that it would not use takes longer to make than all its exits.
+const FIRST_BLOCKS: [Range<u64>; 2] = [0..HUGE_PAGE, 8 << 20..14 << 20];
+
 /// The unit in which Linux keeps track of memory (`SECTION_SIZE_BITS` on x86-64).
 const SECTION: u64 = 1 << 27;
 
@@ -112,12 +116,14 @@ pub fn load(
     Ok(Loaded { entry: kernel.entry(), end })
 }
 
-/// Gets large pages for what the kernel uses first beside its own memory: its page structures, the memory below it,
+/// Gets large pages for what the kernel uses first beside its own memory: its page structures, the memory below it
 /// from which it allocates first, and the end of its first section. There it keeps a map of the section's use, for
 /// which a block of memory has been broken up, and it allocates from the smallest blocks first.
 pub fn prepare(memory: &GuestMemory, kernel: &KernelImage) {
     back_by_huge_pages(memory, &page_structures(memory));
-    back_by_huge_pages(memory, &(0..kernel.start()));
+    for blocks in FIRST_BLOCKS {
+        back_by_huge_pages(memory, &(blocks.start..blocks.end.min(kernel.start())));
+    }
     back_by_huge_pages(memory, &(SECTION - HUGE_PAGE..SECTION));
 }
 

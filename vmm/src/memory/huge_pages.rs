@@ -4,48 +4,73 @@
 //! Hosts rarely give shared memory large pages by themselves (`transparent_hugepage/shmem_enabled` is `never` almost
 //! everywhere), but collapse small pages into large ones on request, whatever that setting (Linux 6.1 and later).
 
+use std::io;
 use std::ops::Range;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{GuestMemory, HUGE_PAGE};
 
 /// `MADV_COLLAPSE` (Linux, include/uapi/asm-generic/mman-common.h).
 const MADV_COLLAPSE: libc::c_int = 25;
 
+/// The size of a large page as lengths in this process are counted.
+const LENGTH: usize = HUGE_PAGE as usize;
+
 /// Asks the host to back `range`, extended to whole large pages, by large pages. A host that cannot leaves small ones
 /// behind, with which everything works, only slower.
 pub fn back_by_huge_pages(memory: &GuestMemory, range: &Range<u64>) {
     let first = range.start - range.start % HUGE_PAGE;
-    let end = range.end.next_multiple_of(HUGE_PAGE).min(memory.last_addr().0.saturating_add(1));
-    let mut address = first;
-    while address.saturating_add(HUGE_PAGE) <= end {
-        // The host does not collapse what is wholly empty: a read makes a page.
-        if memory.read_obj::<u8>(GuestAddress(address)).is_err() || !collapse(memory, GuestAddress(address)) {
-            return;
+    let end = range.end.checked_next_multiple_of(HUGE_PAGE).unwrap_or(range.end);
+    for region in memory.iter() {
+        let region_start = region.start_addr().0;
+        let start = first.saturating_sub(region_start).min(region.len());
+        let end = end.saturating_sub(region_start).min(region.len());
+        if let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end)) {
+            collapse(&Pages {
+                start: region.as_ptr().wrapping_add(start),
+                count: end.saturating_sub(start) / LENGTH,
+            });
         }
-        address += HUGE_PAGE;
     }
 }
 
-/// Collapses one large page.
-fn collapse(memory: &GuestMemory, address: GuestAddress) -> bool {
-    let Some(region) = memory.find_region(address) else { return false };
-    let offset = region.to_region_addr(address);
-    let inside = offset.filter(|offset| offset.0 + HUGE_PAGE <= region.len());
-    let Some(MemoryRegionAddress(offset)) = inside else { return false };
-    let (Ok(offset), Ok(length)) = (usize::try_from(offset), usize::try_from(HUGE_PAGE)) else {
-        return false;
+/// Large pages of a region's mapping, one behind the other.
+struct Pages {
+    start: *mut u8,
+    count: usize,
+}
+
+/// Makes large pages of them.
+fn collapse(pages: &Pages) {
+    for index in 0..pages.count {
+        // The host does not collapse what is wholly empty: a read makes a page.
+        // SAFETY: the page lies in guest memory, which is mapped for as long as the process lives; the guest may write
+        // to it at any time, hence volatile.
+        unsafe { pages.start.wrapping_add(index * LENGTH).read_volatile() };
+    }
+    // One call for all of them: with each the host waits until all its processors have put away their newest pages.
+    // EAGAIN says that some page was in use just then; what is done already takes no time again.
+    let again = |result: &io::Result<()>| {
+        result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     };
-    let start = region.as_ptr().wrapping_add(offset);
-    // SAFETY: the range lies in the region's mapping, whose contents the call does not change.
-    let collapsed = unsafe { libc::madvise(start.cast(), length, MADV_COLLAPSE) };
-    collapsed == 0
+    if again(&request(pages)) {
+        let _ = request(pages);
+    }
+}
+
+fn request(pages: &Pages) -> io::Result<()> {
+    // SAFETY: the pages lie in guest memory, whose contents the call does not change.
+    let result = unsafe { libc::madvise(pages.start.cast(), pages.count * LENGTH, MADV_COLLAPSE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
     use super::*;
+    use crate::layout::{GAP_END, GAP_START};
     use crate::memory::allocate;
 
     #[test]
@@ -62,5 +87,15 @@ mod tests {
         let memory = allocate(33).unwrap();
         back_by_huge_pages(&memory, &((31 << 20)..u64::MAX / 2));
         back_by_huge_pages(&memory, &((64 << 20)..(66 << 20)));
+        back_by_huge_pages(&memory, &(u64::MAX - 1..u64::MAX));
+        #[expect(clippy::reversed_empty_ranges)]
+        back_by_huge_pages(&memory, &(8 << 20..2 << 20));
+    }
+
+    #[test]
+    fn a_range_across_the_device_gap_is_both_its_ends() {
+        let memory = allocate(3 * 1024 + 4).unwrap();
+        let last = GAP_START - (4 << 20);
+        back_by_huge_pages(&memory, &(last..GAP_END + (4 << 20)));
     }
 }

@@ -102,6 +102,10 @@ fn map(file: FileOffset, length: usize) -> io::Result<MmapRegion<()>> {
     }?;
     // SAFETY: advice not to dump does not change what the mapping holds.
     unsafe { madvise(address, length, Advice::LinuxDontDump) }?;
+    // Where the host gives shared memory large pages on advice (`shmem_enabled` is `advise`). A host without large pages
+    // does not know the advice.
+    // SAFETY: advice on the size of pages does not change what the mapping holds.
+    let _ = unsafe { madvise(address, length, Advice::LinuxHugepage) };
     let builder = MmapRegionBuilder::new(length)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
