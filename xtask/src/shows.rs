@@ -11,13 +11,13 @@ use saya_tests::lab::{self, Request};
 use crate::{artifacts, setup};
 
 /// What can be measured.
-const BENCHES: [&str; 3] = ["start", "boot", "memory"];
+const BENCHES: [&str; 4] = ["start", "boot", "memory", "stdio"];
 
 /// Which measurement.
 #[derive(Debug, Args)]
 pub(crate) struct BenchOptions {
-    /// What to measure: the start of a container, the boot of a microVM (counted in instructions), or memory per pod.
-    /// All of it if nothing is named.
+    /// What to measure: the start of a container, the boot of a microVM (counted in instructions), memory per pod, or
+    /// the rate of standard streams. All of it if nothing is named.
     #[arg(value_parser = BENCHES)]
     name: Option<String>,
     /// How often.

@@ -2,9 +2,13 @@
 //! runtimes side by side in one run, prints a table, and writes the same figures as JSON.
 
 pub mod boot;
+pub mod comparison;
+pub mod exits;
 pub mod memory;
+pub mod monitors;
 pub mod runtimes;
 pub mod start;
+pub mod stdio;
 
 use std::path::Path;
 

@@ -78,7 +78,7 @@ pub fn timed(command: &mut Command) -> anyhow::Result<Duration> {
     Ok(took)
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+pub(super) fn on_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|directory| directory.join(program))
         .find(|path| path.is_file())

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use saya_tests::bench::{boot, memory, start, write_json};
+use saya_tests::bench::boot::BootFigures;
+use saya_tests::bench::{boot, memory, monitors, start, stdio, write_json};
 
-const USAGE: &str = "usage: saya-bench start|memory|boot|boot-icount OUTPUT-DIRECTORY [RUNS]";
+const USAGE: &str = "usage: saya-bench start|memory|stdio|boot|boot-icount OUTPUT-DIRECTORY [RUNS]";
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -23,10 +24,20 @@ fn main() -> anyhow::Result<()> {
             write_json(&output, "memory", &figures)?;
             println!("{}", memory::table(&figures));
         }
+        "stdio" => {
+            let figures = stdio::measure(runs)?;
+            write_json(&output, "stdio", &figures)?;
+            println!("{}", stdio::table(&figures));
+        }
         "boot" | "boot-icount" => {
-            let phases = boot::measure(name == "boot-icount")?;
-            write_json(&output, &name, &phases)?;
-            println!("{}", boot::table(&phases));
+            let deterministic = name == "boot-icount";
+            let figures = BootFigures {
+                pod: boot::measure(deterministic)?,
+                monitors: monitors::measure(deterministic, &output)?,
+            };
+            write_json(&output, &name, &figures)?;
+            println!("{}", boot::table(&figures.pod));
+            println!("{}", monitors::table(&figures.monitors));
         }
         other => bail!("no benchmark is named {other:?}; {USAGE}"),
     }
