@@ -13,7 +13,9 @@ use nix::unistd::Pid;
 
 use super::debian::output_of;
 
-const TEMPLATE: &str = include_str!("containerd.toml");
+/// Ends with what the installer adds to a node's configuration, so that every test under CRI is one of that.
+const TEMPLATE: &str =
+    concat!(include_str!("containerd.toml"), include_str!("../../../deploy/containerd/version-2.toml"));
 /// containerd says by itself when it is ready; on an emulated machine that shares a busy host it takes its time.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Namespaces into which the images are imported: that of `ctr`, and that of the CRI plugin.
@@ -205,5 +207,6 @@ mod tests {
         let text = configuration(&usual_places());
         assert!(!text.contains("= \"@"), "{text}");
         assert!(text.contains("root = \"/var/lib/containerd\""));
+        assert!(text.contains("containerd.runtimes.kata]"));
     }
 }
