@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod devices;
 pub mod event_loop;
 pub mod fs;
+pub mod jail;
 pub mod kvm;
 pub mod layout;
 pub mod memory;

@@ -18,6 +18,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use saya_vmm::control::{self, Boot, Event, FileRole, Interface, Request, ShimEnd, StopReason};
+use saya_vmm::jail::in_new_pid_namespace;
 
 /// Names the control descriptor to the re-executed test program.
 const CONTROL_FD: &str = "SAYA_TEST_CONTROL_FD";
@@ -39,17 +40,26 @@ impl Vmm {
     fn spawn() -> Self {
         let (control, theirs) = control::pair().unwrap();
         fcntl_setfd(theirs.as_fd(), FdFlags::empty()).unwrap();
-        let process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "vmm_process", "--nocapture"])
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        // On the main thread, since the VMM wants to be its process's only one.
+        command
+            .args(["--exact", "vmm_process", "--nocapture", "--test-threads", "1"])
             .env(CONTROL_FD, theirs.as_raw_fd().to_string())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::null());
+        let process = in_new_pid_namespace(|| command.spawn()).unwrap();
         Self { control, process }
     }
 
+    /// Sends a message to boot, with a share beside what it has: any mount will do, the guests here use no files.
     fn boot(&self, boot: &Boot, files: &[BorrowedFd<'_>]) {
-        self.control.send(&Request::Boot(boot.clone()), files).unwrap();
+        let share = File::open("/proc").unwrap();
+        let mut boot = boot.clone();
+        boot.files.push(FileRole::Share);
+        self.boot_without_share(boot, &[files, &[share.as_fd()]].concat());
+    }
+
+    fn boot_without_share(&self, boot: Boot, files: &[BorrowedFd<'_>]) {
+        self.control.send(&Request::Boot(boot), files).unwrap();
     }
 
     fn event(&self) -> Event {
@@ -205,7 +215,7 @@ fn what_cannot_be_booted_is_reported_with_its_reason() {
     let with_interface = |files: &[FileRole]| Boot { interfaces: vec![interface], ..boot(files) };
     let cases: [(Boot, Vec<BorrowedFd<'_>>, &str); 9] = [
         (boot(&[]), vec![], "without a kernel"),
-        (boot(&[FileRole::Kernel]), vec![], "names 1 files and comes with 0 descriptors"),
+        (boot(&[FileRole::Kernel]), vec![], "names 2 files and comes with 1 descriptors"),
         (boot(&[FileRole::Kernel; 2]), vec![good.as_fd(); 2], "names a file twice"),
         (boot(&[FileRole::Kernel]), vec![script.as_fd()], "not an ELF file"),
         (Boot { memory_mib: 0, ..boot(&[FileRole::Kernel]) }, vec![good.as_fd()], "set `memory`"),
@@ -230,6 +240,14 @@ fn what_cannot_be_booted_is_reported_with_its_reason() {
         assert!(message.contains(part), "{message:?} does not say {part:?}");
         assert_eq!(status, Some(1));
     }
+}
+
+#[test]
+fn without_a_share_nothing_is_booted() {
+    let vmm = Vmm::spawn();
+    vmm.boot_without_share(boot(&[FileRole::Kernel]), &[kernel(&power(0)).as_fd()]);
+    let StopReason::Failed { message } = vmm.stopped().0 else { panic!("it booted") };
+    assert!(message.contains("without a directory to share"), "{message}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Mounting on the host: root file systems as containerd names them, volumes, and taking them away again.
 
+mod bind;
 mod options;
 mod overlay;
 
@@ -11,6 +12,7 @@ use std::{fs, io};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
+pub(crate) use bind::{bind, bind_slave};
 use options::Options;
 
 /// The most bytes that mount(2) takes as data, its end included: one page.
@@ -91,7 +93,9 @@ pub(crate) fn mount_all(requests: &[Request], target: &Path) -> Result<(), Mount
 
 impl Request {
     fn mount(&self, target: &Path) -> Result<(), MountError> {
-        let options = Options::parse(self.options.iter().map(String::as_str));
+        let mut options = Options::parse(self.options.iter().map(String::as_str));
+        // What the guest makes there is for the guest: the host runs nothing with its rights and opens no device of it.
+        options.flags |= MountFlags::NOSUID | MountFlags::NODEV;
         if options.loop_device {
             return Err(MountError::Loop { kind: self.kind.clone(), origin: self.source.clone() });
         }
@@ -126,41 +130,6 @@ impl Request {
 fn mount(source: &str, target: &Path, kind: &str, flags: MountFlags, data: &str) -> io::Result<()> {
     let data = CString::new(data)?;
     Ok(rustix::mount::mount(source, target, kind, flags, data.as_c_str())?)
-}
-
-/// Binds `source` to `target` as a private mount: what is mounted below one later does not appear below the other.
-///
-/// # Errors
-/// What mount(2) returned.
-pub(crate) fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> io::Result<()> {
-    bind_with(source, target, recursive, read_only, MountPropagationFlags::PRIVATE)
-}
-
-/// As [`bind`], but what the host mounts below `source` later appears below `target` too.
-///
-/// # Errors
-/// What mount(2) returned.
-pub(crate) fn bind_slave(source: &Path, target: &Path, recursive: bool, read_only: bool) -> io::Result<()> {
-    bind_with(source, target, recursive, read_only, MountPropagationFlags::DOWNSTREAM)
-}
-
-fn bind_with(
-    source: &Path,
-    target: &Path,
-    recursive: bool,
-    read_only: bool,
-    propagation: MountPropagationFlags,
-) -> io::Result<()> {
-    if recursive {
-        rustix::mount::mount_bind_recursive(source, target)?;
-    } else {
-        rustix::mount::mount_bind(source, target)?;
-    }
-    change_propagation(target, propagation, recursive)?;
-    if read_only {
-        remount_bind(target, MountFlags::RDONLY)?;
-    }
-    Ok(())
 }
 
 /// Sets the per-mount flags of the mount at `target`, and keeps those that it has.

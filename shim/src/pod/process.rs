@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::FdFlags;
 use rustix::process::Signal;
+use saya_vmm::jail::in_new_pid_namespace;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 
@@ -20,7 +21,7 @@ pub(crate) const CONTROL_ARGUMENT: &str = "--control-fd";
 /// Executes this binary as a VMM with the other end of the control socket. It dies with the thread that calls this.
 ///
 /// # Errors
-/// What fork(2) or execve(2) returned.
+/// What unshare(2), fork(2) or execve(2) returned.
 pub(crate) fn spawn_vmm(control: &OwnedFd) -> io::Result<Child> {
     let number = control.as_raw_fd();
     let mut command = Command::new("/proc/self/exe");
@@ -35,7 +36,8 @@ pub(crate) fn spawn_vmm(control: &OwnedFd) -> io::Result<Child> {
     };
     // SAFETY: between fork and exec the closure makes two system calls and touches no lock and no heap.
     unsafe { command.pre_exec(inherit_control) };
-    command.spawn()
+    // The rest of its jail the VMM makes by itself.
+    in_new_pid_namespace(|| command.spawn())
 }
 
 /// How much of what the VMM writes to its standard error is kept, in bytes.

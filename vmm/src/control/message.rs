@@ -59,7 +59,7 @@ pub enum FileRole {
     Kernel,
     /// The initramfs, readable.
     Initramfs,
-    /// The directory that virtio-fs serves under the tag `share`.
+    /// The directory that virtio-fs serves under the tag `share`, a mount point. Needed: it becomes the VMM's root.
     Share,
     /// A listening Unix stream socket for connections to the guest's vsock ports.
     Vsock,

@@ -18,6 +18,7 @@ use super::{CpuidError, ExitCounters, Topology, msr, registers};
 use crate::bus::Bus;
 use crate::clock::monotonic_ns;
 use crate::control::StopReason;
+use crate::jail::{Confinement, ConfinementError, Role};
 use crate::outcome::Outcome;
 
 /// The stack of a vCPU thread. It handles one exit at a time.
@@ -68,6 +69,36 @@ pub struct Machine {
     pub outcome: Arc<Outcome>,
     /// Set before vCPUs are interrupted for good.
     pub stopping: AtomicBool,
+}
+
+/// How a vCPU's thread starts: confined to its role, and only when all others are.
+pub struct StartSignal {
+    /// What the thread calls first.
+    pub confinement: Confinement,
+    /// Told how that went.
+    pub confined: mpsc::Sender<Result<(), ConfinementError>>,
+    /// Tells when to run the guest; closed without a word, it means never.
+    pub go: mpsc::Receiver<()>,
+    /// Told the time of `CLOCK_MONOTONIC` in nanoseconds at which the thread is about to execute its first instruction.
+    pub started: Option<mpsc::SyncSender<u64>>,
+}
+
+impl StartSignal {
+    /// Confines the thread and waits. False: the machine does not start.
+    fn wait(self) -> bool {
+        let Self { confinement, confined, go, started } = self;
+        let entered = confinement.enter(Role::Vcpu);
+        let is_confined = entered.is_ok();
+        // Who has asked may be gone, which `go` tells as well.
+        let _ = confined.send(entered);
+        if !is_confined || go.recv().is_err() {
+            return false;
+        }
+        if let Some(started) = started {
+            let _ = started.send(monotonic_ns());
+        }
+        true
+    }
 }
 
 /// A vCPU that does not run yet.
@@ -127,23 +158,16 @@ impl Vcpu {
         })
     }
 
-    /// Runs the vCPU on a thread of its own until the VM stops. `started`, if any, is told the time of
-    /// `CLOCK_MONOTONIC` in nanoseconds at which it is about to execute its first instruction.
+    /// Runs the vCPU on a thread of its own, from `start` until the VM stops.
     ///
     /// # Errors
     /// The host's refusal of a thread.
-    pub fn spawn(
-        self,
-        machine: Arc<Machine>,
-        started: Option<mpsc::SyncSender<u64>>,
-    ) -> Result<VcpuThread, VcpuError> {
+    pub fn spawn(self, machine: Arc<Machine>, start: StartSignal) -> Result<VcpuThread, VcpuError> {
         let Self { id, mut fd, immediate_exit } = self;
         let body = move || {
-            if let Some(started) = started {
-                // Who asked may be gone, which is no reason not to run.
-                let _ = started.send(monotonic_ns());
+            if start.wait() {
+                run(id, &mut fd, &machine);
             }
-            run(id, &mut fd, &machine);
         };
         let builder = std::thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK);
         let thread = builder.spawn(body).map_err(|source| VcpuError::Host { id, step: "thread", source })?;

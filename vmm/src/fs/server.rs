@@ -140,9 +140,23 @@ impl Server {
 
     /// The next request whose wait has ended, to be [finished](Self::finish).
     pub fn next_ended(&mut self) -> Option<Ended> {
-        let (ticket, result) = self.file_system.waiters.next_ended()?;
-        let unique = self.waiting.remove(&ticket)?;
-        Some(Ended { ticket, unique, error: result.err().map_or(0, |error| -error.raw_os_error()) })
+        loop {
+            let (ticket, result) = self.file_system.waiters.next_ended()?;
+            // One of an earlier session has nobody to tell.
+            if let Some(unique) = self.waiting.remove(&ticket) {
+                return Some(Ended {
+                    ticket,
+                    unique,
+                    error: result.err().map_or(0, |error| -error.raw_os_error()),
+                });
+            }
+        }
+    }
+
+    /// Lets go of everything that the guest has open and forgets everything that it knew.
+    pub fn end_session(&mut self) {
+        self.waiting.clear();
+        self.file_system.begin_session();
     }
 
     /// Writes the reply of a request that waited to where that request expects it.

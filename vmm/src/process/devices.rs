@@ -14,6 +14,7 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Connector, Vsock, VsockConfig};
 use crate::event_loop::EventLoop;
 use crate::fs::{CachePolicy, CacheRule, Caching, FsConfig, FsError};
+use crate::jail::Confinement;
 
 /// The tag by which the guest mounts the shared directory.
 const SHARE_TAG: &str = "share";
@@ -26,11 +27,18 @@ const FIRST_CID: u32 = 3;
 #[derive(Default)]
 pub(super) struct HostSide {
     /// The directory to share.
-    pub(super) share: Option<OwnedFd>,
+    pub(super) share: Option<Share>,
     /// Both directions of vsock.
     pub(super) vsock: Option<VsockHost>,
     /// Network interfaces, in the order in which the guest sees them.
     pub(super) interfaces: Vec<InterfaceHost>,
+}
+
+/// A directory to share.
+pub(super) struct Share {
+    pub(super) root: OwnedFd,
+    /// See [`FsConfig`].
+    pub(super) descriptor_directory: OwnedFd,
 }
 
 /// The host's side of vsock.
@@ -53,32 +61,37 @@ pub(super) struct InterfaceHost {
 pub(super) enum DeviceError {
     #[error("the shared directory: {0}")]
     Share(#[from] FsError),
-    #[error("/proc/self/fd: {0}")]
-    DescriptorDirectory(io::Error),
+    #[error("the vsock thread: {0}")]
+    Vsock(io::Error),
     #[error("guest_cid {0} is reserved: use 3 or more")]
     GuestCid(u32),
     #[error("network interface {0}: {1}")]
     Net(usize, NetError),
+    #[error("the network threads: {0}")]
+    NetThreads(io::Error),
 }
 
-/// The devices, in the order in which the guest sees them.
+/// The devices, in the order in which the guest sees them, and their threads. The calling thread's capabilities are the
+/// threads' to begin with.
 pub(super) fn build(
     host: HostSide,
     vcpus: u32,
     event_loop: &EventLoop,
+    confinement: &Confinement,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     if let Some(share) = host.share {
-        devices.push(Box::new(fs(share)?));
+        devices.push(Box::new(fs(share, confinement)?));
     }
     if let Some(vsock) = host.vsock {
         let VsockHost { guest_cid, listener, connector } = vsock;
         if guest_cid < FIRST_CID || guest_cid == u32::MAX {
             return Err(DeviceError::GuestCid(guest_cid));
         }
-        devices.push(Box::new(Vsock::new(VsockConfig { guest_cid: guest_cid.into(), listener, connector })));
+        let config = VsockConfig { guest_cid: guest_cid.into(), listener, connector };
+        devices.push(Box::new(Vsock::new(config, confinement).map_err(DeviceError::Vsock)?));
     }
-    let threads = NetThreads::new(u16::try_from(vcpus).unwrap_or(u16::MAX));
+    let threads = net_threads(&host.interfaces, vcpus, confinement).map_err(DeviceError::NetThreads)?;
     for (index, interface) in host.interfaces.into_iter().enumerate() {
         let net = net(interface, threads.clone()).map_err(|error| DeviceError::Net(index, error))?;
         devices.push(Box::new(net));
@@ -88,12 +101,10 @@ pub(super) fn build(
     Ok(devices)
 }
 
-fn fs(root: OwnedFd) -> Result<Fs, DeviceError> {
-    let descriptor_directory =
-        FsConfig::open_descriptor_directory().map_err(DeviceError::DescriptorDirectory)?;
+fn fs(share: Share, confinement: &Confinement) -> Result<Fs, DeviceError> {
     let config = FsConfig {
-        root,
-        descriptor_directory,
+        root: share.root,
+        descriptor_directory: share.descriptor_directory,
         tag: SHARE_TAG.into(),
         cache_policy: cache_policy(),
         // The host may write to what it shares under `live`, and the driver has one mode for all files.
@@ -102,7 +113,7 @@ fn fs(root: OwnedFd) -> Result<Fs, DeviceError> {
         implicit_opens: false,
         most_inodes: MOST_INODES,
     };
-    Ok(Fs::new(config)?)
+    Ok(Fs::new(config, confinement)?)
 }
 
 fn net(interface: InterfaceHost, threads: NetThreads) -> Result<Net, NetError> {
@@ -112,6 +123,17 @@ fn net(interface: InterfaceHost, threads: NetThreads) -> Result<Net, NetError> {
     };
     let taps = taps.into_iter().map(open).collect::<Result<_, _>>()?;
     Net::new(NetConfig { mac, mtu, taps, threads })
+}
+
+/// The threads for all interfaces; none where there is none.
+fn net_threads(
+    interfaces: &[InterfaceHost],
+    vcpus: u32,
+    confinement: &Confinement,
+) -> io::Result<NetThreads> {
+    let pairs = interfaces.iter().map(|interface| interface.taps.len()).max().unwrap_or_default();
+    let vcpus = usize::try_from(vcpus).unwrap_or(usize::MAX);
+    NetThreads::start(pairs.min(vcpus), confinement)
 }
 
 /// `private/<owner>/…` belongs to the guest once it is there, `live/<owner>/…` to guest and host alike.
@@ -170,7 +192,8 @@ mod tests {
         let (_shim, vmm) = pair().unwrap();
         let connector = Box::new(ControlConnector(Arc::new(vmm)));
         let vsock = Some(VsockHost { guest_cid: 2, listener, connector });
-        let built = build(HostSide { vsock, ..HostSide::default() }, 1, &EventLoop::new().unwrap());
+        let host = HostSide { vsock, ..HostSide::default() };
+        let built = build(host, 1, &EventLoop::new().unwrap(), &Confinement::none());
         assert!(matches!(built.map(|_| ()), Err(DeviceError::GuestCid(2))));
     }
 }

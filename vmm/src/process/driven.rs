@@ -5,21 +5,31 @@ use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use super::devices::{self, ControlConnector, HostSide, InterfaceHost, VsockHost};
+use super::devices::{self, ControlConnector, HostSide, InterfaceHost, Share, VsockHost};
 use super::{FAILURE, exit_status, tuning, wake_on};
 use crate::clock::monotonic_ns;
 use crate::control::{Boot, CONSOLE_TAIL, Counters, Event, FileRole, Interface, Request, StopReason, VmmEnd};
 use crate::devices::console::Console;
 use crate::event_loop::{EventFlags, EventLoop, Handler};
+use crate::jail::{self, Jail};
+use crate::kvm;
 use crate::outcome::Outcome;
 use crate::vm::{RunningVm, Vm, VmConfig};
 
 /// Builds and runs the virtual machine that [`Request::Boot`] on the control socket describes, and returns the exit
-/// status of the process, which has to exit then. `control_fd` is the number of the descriptor at which the parent
-/// has left a [`VmmEnd`]; nothing else in the process may use it.
+/// status of the process, which has to exit then. The process is jailed on the way: see [`jail`].
+///
+/// `control_fd` is the number of the descriptor at which the parent has left a [`VmmEnd`]; nothing in the process may
+/// use that or any other one but the standard ones. The process has no other thread, and is the first of a pid
+/// namespace ([`jail::in_new_pid_namespace`]).
 pub fn run(control_fd: RawFd) -> i32 {
     let process_start_ns = monotonic_ns();
     tuning::use_one_arena();
+    // SAFETY: nothing in the process uses any of them, as the documentation demands.
+    if let Err(error) = unsafe { jail::close_all_but(control_fd) } {
+        eprintln!("vmm: close_range: {error}");
+        return FAILURE;
+    }
     // SAFETY: the parent has opened the descriptor for this function alone, as its documentation demands.
     let control = unsafe { OwnedFd::from_raw_fd(control_fd) };
     let control = Arc::new(VmmEnd::from(control));
@@ -42,10 +52,11 @@ pub fn run(control_fd: RawFd) -> i32 {
 /// From the first message to the end of the virtual machine. An error is a message for the user.
 fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Result<StopReason, String> {
     tuning::die_with_parent().map_err(|error| format!("PR_SET_PDEATHSIG: {error}"))?;
+    jail::report_violations_to(control.as_fd()).map_err(|error| error.to_string())?;
+    report_panics_to(Arc::clone(control));
     let (boot, mut files) = receive_boot(control)?;
     let config_received_ns = monotonic_ns();
 
-    let event_loop = EventLoop::new().map_err(|error| format!("epoll: {error}"))?;
     let kernel = files.take(FileRole::Kernel).ok_or("the message to boot comes without a kernel")?;
     let initramfs = files.take(FileRole::Initramfs).map(File::from);
     let vsock = files.take(FileRole::Vsock).map(|listener| VsockHost {
@@ -54,17 +65,31 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
         connector: Box::new(ControlConnector(Arc::clone(control))),
     });
     let interfaces = take_interfaces(&boot.interfaces, &mut files)?;
-    let host = HostSide { share: files.take(FileRole::Share), vsock, interfaces };
+    let share =
+        files.take(FileRole::Share).ok_or("the message to boot comes without a directory to share")?;
     files.refuse_others()?;
-    let devices = devices::build(host, boot.vcpus, &event_loop).map_err(|error| error.to_string())?;
+
+    let event_loop = EventLoop::new().map_err(|error| format!("epoll: {error}"))?;
+    // What lies outside the jail comes before it.
+    let kvm = kvm::open().map_err(|error| error.to_string())?;
+    let Jail { root, descriptor_directory, confinement } =
+        jail::enter(share).map_err(|error| error.to_string())?;
+    let share = Some(Share { root, descriptor_directory });
+    let host = HostSide { share, vsock, interfaces };
+    let devices = devices::build(host, boot.vcpus, &event_loop, &confinement);
+    let devices = devices.map_err(|error| error.to_string())?;
+    // The thread that serves files has them now.
+    jail::drop_capabilities().map_err(|error| error.to_string())?;
     let config = VmConfig {
         vcpus: boot.vcpus,
         memory_mib: boot.memory_mib,
         kernel_parameters: boot.kernel_parameters,
         console_verbose: boot.console_verbose,
     };
-    let vm = Vm::build(&config, kernel.into(), initramfs.as_ref(), devices, console.clone());
-    let vm = Arc::new(vm.and_then(Vm::start).map_err(|error| error.to_string())?);
+    let vm = Vm::build(&config, &kvm, kernel.into(), initramfs.as_ref(), devices, console.clone());
+    // The guest might reach whatever the process has open.
+    drop((kvm, initramfs));
+    let vm = Arc::new(vm.and_then(|vm| vm.start(&confinement)).map_err(|error| error.to_string())?);
 
     let mut timeline = vm.timeline();
     (timeline.process_start_ns, timeline.config_received_ns) = (process_start_ns, config_received_ns);
@@ -74,6 +99,20 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
     // The process exits now and takes the vCPUs along. Stopping them one by one would only delay it.
     std::mem::forget(vm);
     Ok(reason)
+}
+
+/// Has a panic of any thread reported as the end of the virtual machine, and end the process. Aborting, which is what
+/// happens otherwise, takes system calls that filters forbid, and a signal that the first process of a pid namespace does
+/// not take.
+fn report_panics_to(control: Arc<VmmEnd>) {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        let reason = StopReason::Failed { message: format!("the VMM panicked: {panic}") };
+        let _ = control.try_send(&Event::Stopped { reason, console: String::new() }, &[]);
+        // SAFETY: _exit touches no memory; what other threads are at ends with them.
+        unsafe { libc::_exit(FAILURE) };
+    }));
 }
 
 /// The descriptors of a message to boot, by their role.

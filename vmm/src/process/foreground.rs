@@ -2,19 +2,21 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::devices::{self, HostSide, VsockHost};
+use super::devices::{self, HostSide, Share, VsockHost};
 use super::{FAILURE, exit_status, tuning, wake_on};
 use crate::clock::monotonic_ns;
 use crate::control::{StopReason, Timeline};
 use crate::devices::console::Console;
 use crate::devices::virtio::vsock::UnixSocketConnector;
 use crate::event_loop::EventLoop;
+use crate::fs::FsConfig;
+use crate::jail::Confinement;
+use crate::kvm;
 use crate::vm::{RunningVm, Vm, VmConfig};
 
 /// The guest's vsock address. Every VM has a vsock of its own, so that it may be the same for all.
@@ -42,7 +44,7 @@ pub struct ForegroundOptions {
     pub verbose: bool,
 }
 
-/// Runs a virtual machine with its console on standard error, and returns the exit status: not zero where it could
+/// Runs a virtual machine with its console on standard error, without a jail, and returns the exit status: not zero where it could
 /// not be built or its kernel panicked, with the reason on standard error.
 pub fn foreground(options: &ForegroundOptions) -> i32 {
     let process_start_ns = monotonic_ns();
@@ -63,19 +65,21 @@ fn run(options: &ForegroundOptions, process_start_ns: u64) -> Result<StopReason,
     let kernel = open("guest kernel", &options.kernel)?;
     let initramfs = options.initramfs.as_deref().map(|path| open("initramfs", path)).transpose()?;
     let event_loop = EventLoop::new().map_err(|error| format!("epoll: {error}"))?;
-    let share = options.share.as_deref().map(open_directory).transpose()?;
+    let share = options.share.as_deref().map(open_share).transpose()?;
     let socket = options.vsock.as_deref().map(SocketFile::bind).transpose()?;
     let vsock = socket.as_ref().map(SocketFile::host).transpose()?;
     let host = HostSide { share, vsock, interfaces: Vec::new() };
-    let devices = devices::build(host, options.vcpus, &event_loop).map_err(|error| error.to_string())?;
+    let devices = devices::build(host, options.vcpus, &event_loop, &Confinement::none());
+    let devices = devices.map_err(|error| error.to_string())?;
     let config = VmConfig {
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
         kernel_parameters: options.kernel_parameters.clone(),
         console_verbose: options.verbose,
     };
-    let vm = Vm::build(&config, kernel, initramfs.as_ref(), devices, Console::echoing());
-    let mut vm = vm.and_then(Vm::start).map_err(|error| error.to_string())?;
+    let kvm = kvm::open().map_err(|error| error.to_string())?;
+    let vm = Vm::build(&config, &kvm, kernel, initramfs.as_ref(), devices, Console::echoing());
+    let mut vm = vm.and_then(|vm| vm.start(&Confinement::none())).map_err(|error| error.to_string())?;
 
     let outcome = vm.outcome();
     let epoll = |error| format!("epoll: {error}");
@@ -90,10 +94,13 @@ fn open(what: &str, path: &Path) -> Result<File, String> {
     File::open(path).map_err(|error| format!("cannot open the {what} {}: {error}", path.display()))
 }
 
-fn open_directory(path: &Path) -> Result<OwnedFd, String> {
+fn open_share(path: &Path) -> Result<Share, String> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|error| format!("cannot open the shared directory {}: {error}", path.display()))
+    let root = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| format!("cannot open the shared directory {}: {error}", path.display()))?;
+    let descriptor_directory = FsConfig::open_descriptor_directory()
+        .map_err(|error| format!("cannot open /proc/self/fd: {error}"))?;
+    Ok(Share { root, descriptor_directory })
 }
 
 /// A listening Unix socket whose file goes when the VMM does.

@@ -18,13 +18,14 @@ use crate::bus::{Bus, Overlap};
 use crate::clock::monotonic_ns;
 use crate::control::{StopReason, Timeline};
 use crate::cpu::cpuid::Supported;
-use crate::cpu::thread::{Machine, handle_interrupt_signal};
+use crate::cpu::thread::{Machine, StartSignal, handle_interrupt_signal};
 use crate::cpu::{CpuidError, ExitCounters, Topology, Vcpu, VcpuError, VcpuThread};
 use crate::devices::console::{Console, SERIAL_PORT, SERIAL_PORTS, SerialPort};
 use crate::devices::io_apic::{IO_APIC_SIZE, IoApic};
 use crate::devices::power::{KEYBOARD_COMMAND_PORT, KeyboardController, POWER_PORT, Power};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, REGISTER_FILE_SIZE, RegisterMemory};
+use crate::jail::{Confinement, Role};
 use crate::kvm::{self, KvmError};
 use crate::layout::{FIRST_INTERRUPT, IO_APIC, KVM_IDENTITY_MAP, KVM_TSS, LAST_INTERRUPT, VIRTIO_MMIO_BASE};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -128,6 +129,7 @@ impl Vm {
     /// Whatever makes it impossible, named with its remedy.
     pub fn build(
         config: &VmConfig,
+        kvm: &Kvm,
         kernel: File,
         initramfs: Option<&File>,
         devices: Vec<Box<dyn VirtioDevice>>,
@@ -137,8 +139,7 @@ impl Vm {
         let processors = Processors { vcpus: config.vcpus, io_apic_inputs: io_apic_inputs(devices.len())? };
         let kernel = KernelImage::open(kernel)?;
         let memory = memory::allocate(config.memory_mib)?;
-        let kvm = kvm::open()?;
-        kvm::check_vcpus(config.vcpus, &kvm)?;
+        kvm::check_vcpus(config.vcpus, kvm)?;
         let mut timeline = Timeline::default();
 
         // The kernel's bytes are copied and memory is made ready for it while KVM makes the machine.
@@ -150,7 +151,7 @@ impl Vm {
             });
             let preparing = Builder::new().name("memory".into());
             let preparing = preparing.spawn_scoped(scope, move || boot::prepare(memory, kernel));
-            let built = build_machine(processors, &kvm, memory, devices, &console);
+            let built = build_machine(processors, kvm, memory, devices, &console);
             (loading.map(ScopedJoinHandle::join), preparing.map(ScopedJoinHandle::join), built)
         });
         let (loaded, kernel_loaded_ns) = joined(loaded)?;
@@ -170,23 +171,40 @@ impl Vm {
         Arc::clone(&self.machine.outcome)
     }
 
-    /// Starts the vCPUs. When it returns the first one is about to execute its first instruction.
+    /// Starts the vCPUs, when they and the calling thread are confined to their roles. When it returns the first one is
+    /// about to execute its first instruction.
     ///
     /// # Errors
     /// The host's refusal of a thread.
-    pub fn start(self) -> Result<RunningVm, BuildError> {
+    pub fn start(self, confinement: &Confinement) -> Result<RunningVm, BuildError> {
         handle_interrupt_signal().map_err(host_error("signal handler"))?;
         let Self { machine, vcpus, console, timeline, vm } = self;
         let mut running = RunningVm { machine, threads: Vec::new(), console, timeline, _vm: vm };
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let mut sender = Some(sender);
+        let gone = |_| BuildError::Host { step: "vCPU thread", source: io::ErrorKind::BrokenPipe.into() };
+        let (report, confined) = mpsc::channel();
+        let (report_start, started) = mpsc::sync_channel(1);
+        let mut report_start = Some(report_start);
+        let mut signals = Vec::new();
         for vcpu in vcpus {
-            let thread = vcpu.spawn(Arc::clone(&running.machine), sender.take())?;
-            running.threads.push(thread);
+            let (signal, go) = mpsc::sync_channel(1);
+            let start = StartSignal {
+                confinement: confinement.clone(),
+                confined: report.clone(),
+                go,
+                started: report_start.take(),
+            };
+            running.threads.push(vcpu.spawn(Arc::clone(&running.machine), start)?);
+            signals.push(signal);
         }
-        let gone =
-            |_| BuildError::Host { step: "first vCPU thread", source: io::ErrorKind::BrokenPipe.into() };
-        running.timeline.first_instruction_ns = receiver.recv().map_err(gone)?;
+        drop(report);
+        for _ in &signals {
+            confined.recv().map_err(gone)?.map_err(io::Error::from).map_err(host_error("vCPU thread"))?;
+        }
+        confinement.enter(Role::Main).map_err(io::Error::from).map_err(host_error("main thread"))?;
+        for signal in signals {
+            signal.send(()).map_err(|_| gone(mpsc::RecvError))?;
+        }
+        running.timeline.first_instruction_ns = started.recv().map_err(gone)?;
         Ok(running)
     }
 }

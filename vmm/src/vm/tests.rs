@@ -6,6 +6,7 @@ use super::*;
 use crate::boot::tests::{file_of, kernel_bytes};
 use crate::devices::virtio::rng::Rng;
 use crate::event_loop::{EventFlags, EventLoop, Handler};
+use crate::jail::Confinement;
 
 /// The note with the PVH entry.
 const PVH: u32 = 18;
@@ -24,7 +25,8 @@ fn kvm_is_there() -> bool {
 
 fn start(code: &[u8], config: &VmConfig) -> RunningVm {
     let kernel = file_of(&kernel_bytes(code, PVH));
-    Vm::build(config, kernel, None, Vec::new(), Console::default()).unwrap().start().unwrap()
+    let vm = Vm::build(config, &kvm::open().unwrap(), kernel, None, Vec::new(), Console::default()).unwrap();
+    vm.start(&Confinement::none()).unwrap()
 }
 
 struct Wake;
@@ -168,7 +170,9 @@ fn print_byte_at(address: u32) -> Vec<u8> {
 fn start_with_rng(code: &[u8], event_loop: &EventLoop) -> RunningVm {
     let kernel = file_of(&kernel_bytes(code, PVH));
     let rng: Box<dyn VirtioDevice> = Box::new(Rng::new(event_loop.clone()));
-    Vm::build(&config(), kernel, None, vec![rng], Console::default()).unwrap().start().unwrap()
+    let vm =
+        Vm::build(&config(), &kvm::open().unwrap(), kernel, None, vec![rng], Console::default()).unwrap();
+    vm.start(&Confinement::none()).unwrap()
 }
 
 #[test]
@@ -229,12 +233,15 @@ fn a_driver_gets_its_request_served_and_its_notification_costs_no_exit_to_user_s
 }
 
 fn build_error(config: &VmConfig, kernel: File) -> String {
-    let built = Vm::build(config, kernel, None, Vec::new(), Console::default());
+    let built = Vm::build(config, &kvm::open().unwrap(), kernel, None, Vec::new(), Console::default());
     built.map(|_| ()).unwrap_err().to_string()
 }
 
 #[test]
 fn bad_parameters_are_named_with_their_remedy() {
+    if !kvm_is_there() {
+        return;
+    }
     let good = || file_of(&kernel_bytes(&power(0), PVH));
     let cases = [
         (build_error(&VmConfig { memory_mib: 0, ..config() }, good()), "set `memory` to at least"),
@@ -270,7 +277,8 @@ fn an_initramfs_that_does_not_fit_is_refused() {
     let initramfs = tempfile::tempfile().unwrap();
     initramfs.set_len(31 << 20).unwrap();
     let kernel = file_of(&kernel_bytes(&power(0), PVH));
-    let built = Vm::build(&config(), kernel, Some(&initramfs), Vec::new(), Console::default());
+    let built =
+        Vm::build(&config(), &kvm::open().unwrap(), kernel, Some(&initramfs), Vec::new(), Console::default());
     let error = built.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("32505856 bytes") && error.contains("`memory`"), "{error}");
 }

@@ -11,6 +11,7 @@ mod poller;
 pub mod queue;
 pub mod ring;
 pub mod rng;
+mod standby;
 #[cfg(test)]
 pub(crate) mod test_driver;
 #[cfg(test)]

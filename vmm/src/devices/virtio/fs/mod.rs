@@ -7,16 +7,15 @@ mod chain;
 mod worker;
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::standby::{Begun, Standby, ThreadPlan};
 use super::{Activation, ActivationError, VirtioDevice};
-use crate::fs::{FsConfig, FsError};
+use crate::fs::{FsConfig, FsError, Server};
+use crate::jail::{Confinement, Role};
 use worker::Worker;
 
 /// The device type (virtio 1.2, 5.11.1).
@@ -34,67 +33,61 @@ const STACK_BYTES: usize = 256 * 1024;
 /// A virtio file system device.
 #[derive(Debug)]
 pub struct Fs {
-    config: FsConfig,
     config_space: [u8; TAG_BYTES + size_of::<u32>()],
+    thread: Standby<Session>,
     running: Option<Running>,
 }
 
-/// The thread that serves the queues.
+/// What the thread serves from an activation to the next reset.
+#[derive(Debug)]
+struct Session {
+    activation: Activation,
+    stop: EventFd,
+}
+
+/// A session that was begun.
 #[derive(Debug)]
 struct Running {
-    thread: JoinHandle<()>,
+    session: Begun,
     stop: EventFd,
 }
 
 impl Fs {
-    /// A device that shares what `config` says.
+    /// A device that shares what `config` says, and its thread.
     ///
     /// # Errors
-    /// When the tag does not fit into the configuration space. What is wrong with the directory shows at activation.
-    pub fn new(config: FsConfig) -> Result<Self, FsError> {
+    /// A directory that cannot be shared, a tag that does not fit, or the host's refusal of the thread.
+    pub fn new(config: FsConfig, confinement: &Confinement) -> Result<Self, FsError> {
         let config_space = config_space(&config.tag)?;
-        Ok(Self { config, config_space, running: None })
-    }
-
-    /// A configuration for one activation: the device keeps its own, for the next one after a reset.
-    fn config_for_thread(&self) -> io::Result<FsConfig> {
-        let duplicate = |descriptor: &OwnedFd| descriptor.try_clone();
-        Ok(FsConfig {
-            root: duplicate(&self.config.root)?,
-            descriptor_directory: duplicate(&self.config.descriptor_directory)?,
-            tag: self.config.tag.clone(),
-            cache_policy: self.config.cache_policy.clone(),
-            writeback: self.config.writeback,
-            remote_locks: self.config.remote_locks,
-            implicit_opens: self.config.implicit_opens,
-            most_inodes: self.config.most_inodes,
-        })
+        let plan = ThreadPlan { name: "fs", stack: STACK_BYTES, role: Role::Fs, confinement };
+        // The server must be made on the thread that it will run on.
+        let prepare = move || {
+            let mut server = Server::new(config).map_err(io::Error::other)?;
+            Ok(move |session| serve(&mut server, session))
+        };
+        let thread = Standby::start(plan, prepare).map_err(|error| FsError::Host("the fs thread", error))?;
+        Ok(Self { config_space, thread, running: None })
     }
 
     fn start(&self, activation: Activation) -> io::Result<Running> {
-        let config = self.config_for_thread()?;
         let stop = EventFd::new(EFD_NONBLOCK)?;
-        let stop_for_thread = stop.try_clone()?;
-        let (report, started) = mpsc::sync_channel(1);
-        // The server must be made on the thread that it will run on.
-        let thread =
-            std::thread::Builder::new().name("fs".into()).stack_size(STACK_BYTES).spawn(move || {
-                match Worker::new(config, activation.queues, activation.interrupt, stop_for_thread) {
-                    Ok(mut worker) => {
-                        let _ = report.send(Ok(()));
-                        worker.run(&activation.memory);
-                    }
-                    Err(error) => {
-                        let _ = report.send(Err(error));
-                    }
-                }
-            })?;
-        match started.recv() {
-            Ok(Ok(())) => Ok(Running { thread, stop }),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(io::Error::other("the fs thread ended before it had started")),
+        let session = self.thread.begin(Session { activation, stop: stop.try_clone()? })?;
+        Ok(Running { session, stop })
+    }
+}
+
+/// Serves the queues until it is told to stop, and forgets what the guest knew.
+fn serve(server: &mut Server, session: Session) {
+    let Session { activation: Activation { memory, queues, interrupt, .. }, stop } = session;
+    match Worker::new(server, queues, interrupt.clone(), stop) {
+        Ok(mut worker) => worker.run(&memory),
+        Err(error) => {
+            eprintln!("fs: the device stops until the guest resets it: {error}");
+            // Should the interrupt fail, the driver still finds it in the status.
+            let _ = interrupt.needs_reset();
         }
     }
+    server.end_session();
 }
 
 impl VirtioDevice for Fs {
@@ -134,7 +127,7 @@ impl VirtioDevice for Fs {
         worker::use_event_idx(&mut activation.queues, event_idx);
         let running = self
             .start(activation)
-            .map_err(|source| ActivationError::Host { what: "start the fs thread", source })?;
+            .map_err(|source| ActivationError::Host { what: "the fs thread", source })?;
         self.running = Some(running);
         Ok(())
     }
@@ -143,8 +136,7 @@ impl VirtioDevice for Fs {
         if let Some(running) = self.running.take() {
             // Writing to an eventfd fails only when its counter is full, and then the thread has been told already.
             let _ = running.stop.write(1);
-            // A thread that panicked touches guest memory no more than one that ended.
-            let _ = running.thread.join();
+            running.session.wait();
         }
     }
 }

@@ -14,6 +14,7 @@ use super::*;
 use crate::devices::virtio::{DeviceQueue, Interrupt};
 use crate::fs::wire::{FileLock, InHeader, InitIn, InitOut, LockIn, Opcode, OutHeader, Wire};
 use crate::fs::{CachePolicy, Caching};
+use crate::jail::Confinement;
 use crate::memory::GuestMemory;
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -43,23 +44,26 @@ struct Driver {
     used: [u16; 2],
 }
 
+fn config(share: &Path) -> FsConfig {
+    FsConfig {
+        root: rustix::fs::open(share, OFlags::PATH, Mode::empty()).unwrap(),
+        descriptor_directory: FsConfig::open_descriptor_directory().unwrap(),
+        tag: "share".into(),
+        cache_policy: CachePolicy::uniform(Caching::NONE),
+        writeback: false,
+        remote_locks: true,
+        implicit_opens: false,
+        most_inodes: 100,
+    }
+}
+
 impl Driver {
     fn new(share: &Path) -> Self {
         Self::with_used_ring(share, USED)
     }
 
     fn with_used_ring(share: &Path, used: u64) -> Self {
-        let device = Fs::new(FsConfig {
-            root: rustix::fs::open(share, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap(),
-            descriptor_directory: FsConfig::open_descriptor_directory().unwrap(),
-            tag: "share".into(),
-            cache_policy: CachePolicy::uniform(Caching::NONE),
-            writeback: false,
-            remote_locks: true,
-            implicit_opens: false,
-            most_inodes: 100,
-        })
-        .unwrap();
+        let device = Fs::new(config(share), &Confinement::none()).unwrap();
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
         let mut driver =
@@ -497,23 +501,10 @@ fn a_device_without_a_queue_says_which() {
 }
 
 #[test]
-fn a_share_that_is_no_directory_fails_the_activation() {
+fn a_share_that_is_no_directory_makes_no_device() {
     let share = tempfile::tempdir().unwrap();
     let file = share.path().join("file");
     std::fs::write(&file, b"").unwrap();
-    let mut driver = Driver::new(share.path());
-    driver.device.reset();
-    driver.device.config.root = rustix::fs::open(&file, OFlags::PATH, Mode::empty()).unwrap();
-    let queue = || {
-        let notification = EventFd::new(EFD_NONBLOCK).unwrap();
-        Some(DeviceQueue { queue: Queue::new(QUEUE_SIZE).unwrap(), notification })
-    };
-    let result = driver.device.activate(Activation {
-        memory: driver.memory.clone(),
-        queues: vec![queue(), queue()],
-        interrupt: Interrupt::new(driver.interrupt.try_clone().unwrap()),
-        features: 1 << VIRTIO_F_VERSION_1,
-    });
-    let message = result.unwrap_err().to_string();
+    let message = Fs::new(config(&file), &Confinement::none()).unwrap_err().to_string();
     assert!(message.contains("RegularFile") && message.contains("give a directory"), "{message}");
 }

@@ -12,7 +12,7 @@ use super::chain::gather;
 use crate::devices::virtio::{DeviceQueue, Interrupt};
 use crate::fs::buffers::Buffers;
 use crate::fs::waiters::Ticket;
-use crate::fs::{FsConfig, Served, Server};
+use crate::fs::{Served, Server};
 use crate::memory::GuestMemory;
 
 /// How many requests of one queue are served before the other queue, and an order to stop, get their turn.
@@ -25,8 +25,8 @@ const STOP: u64 = u64::MAX;
 const ENDED: u64 = u64::MAX - 1;
 
 /// Serves the queues until it is told to stop.
-pub(super) struct Worker {
-    server: Server,
+pub(super) struct Worker<'s> {
+    server: &'s mut Server,
     queues: Vec<WorkerQueue>,
     interrupt: Interrupt,
     /// Readable when the thread is to end.
@@ -76,15 +76,14 @@ pub(super) fn use_event_idx(queues: &mut [Option<DeviceQueue>], enabled: bool) {
     }
 }
 
-impl Worker {
-    /// Readies the calling thread.
+impl<'s> Worker<'s> {
+    /// Prepares everything; events are waited for from now on.
     pub(super) fn new(
-        config: FsConfig,
+        server: &'s mut Server,
         queues: Vec<Option<DeviceQueue>>,
         interrupt: Interrupt,
         stop: EventFd,
     ) -> io::Result<Self> {
-        let server = Server::new(config).map_err(io::Error::other)?;
         let queues: Vec<WorkerQueue> = queues
             .into_iter()
             .flatten()
@@ -162,8 +161,7 @@ impl Worker {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| !queue.broken) else {
             return Turn::Drained;
         };
-        let mut turn =
-            QueueTurn { index, server: &mut self.server, buffers, waiting, interrupt: &self.interrupt };
+        let mut turn = QueueTurn { index, server: self.server, buffers, waiting, interrupt: &self.interrupt };
         turn.serve(&mut queue.queue, memory).unwrap_or_else(|_| {
             queue.broken = true;
             Turn::Drained

@@ -1,10 +1,10 @@
-//! The threads on which the queues of all interfaces of a virtual machine are served. They start with the first
-//! queue that is in use, and a machine without interfaces has none.
+//! The threads on which the queues of all interfaces of a virtual machine are served. They are there before the guest
+//! runs: who activates a device may make no threads.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::devices::virtio::Interrupt;
 use crate::devices::virtio::poller::Poller;
 use crate::devices::virtio::ring::RingError;
+use crate::jail::{Confinement, Role};
 
 /// Events taken from the kernel at once.
 const EVENTS_AT_ONCE: usize = 32;
@@ -59,7 +60,7 @@ enum Command {
 
 /// The threads of a virtual machine. Clones share them; they end with the last.
 #[derive(Clone)]
-pub struct NetThreads(Arc<Mutex<Vec<Option<Thread>>>>);
+pub struct NetThreads(Arc<Mutex<Vec<Thread>>>);
 
 struct Thread {
     /// Dropped to end it.
@@ -77,23 +78,23 @@ pub(super) struct Registration {
 }
 
 impl NetThreads {
-    /// As many threads as queue pairs can be at work at once: no more than the machine has vCPUs. None of them is
-    /// started yet.
-    pub fn new(count: u16) -> Self {
-        Self(Arc::new(Mutex::new((0..count.max(1)).map(|_| None).collect())))
+    /// As many threads as queue pairs can be at work at once: no more than the machine has vCPUs, and none for a machine
+    /// without interfaces.
+    ///
+    /// # Errors
+    /// The host's refusal of a thread.
+    pub fn start(count: usize, confinement: &Confinement) -> io::Result<Self> {
+        let threads = (0..count).map(|index| Thread::start(index, confinement));
+        Ok(Self(Arc::new(Mutex::new(threads.collect::<io::Result<_>>()?))))
     }
 
-    /// Starts serving a task on the thread for queue pairs of this number.
+    /// Serves a task on the thread for queue pairs of this number.
     pub(super) fn add(&self, pair: usize, make_task: MakeTask) -> io::Result<Registration> {
         let (sender, added) = channel();
         let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = pair % threads.len();
+        let index = pair % threads.len().max(1);
         let gone = || io::Error::other("the network thread has ended");
-        let slot = threads.get_mut(index).ok_or_else(gone)?;
-        let thread = match slot {
-            Some(thread) => thread,
-            None => slot.insert(Thread::start(index)?),
-        };
+        let thread = threads.get_mut(index).ok_or_else(gone)?;
         let number = thread.next_task;
         thread.next_task += 1;
         thread.tell(Command::Add(number, make_task, sender))?;
@@ -108,8 +109,8 @@ impl Drop for Registration {
         let (sender, removed) = channel();
         let threads = self.threads.0.lock().unwrap_or_else(PoisonError::into_inner);
         let told = match threads.get(self.thread) {
-            Some(Some(thread)) => thread.tell(Command::Remove(self.task, sender)),
-            _ => return,
+            Some(thread) => thread.tell(Command::Remove(self.task, sender)),
+            None => return,
         };
         drop(threads);
         if told.is_ok() {
@@ -120,15 +121,26 @@ impl Drop for Registration {
 }
 
 impl Thread {
-    fn start(index: usize) -> io::Result<Self> {
+    fn start(index: usize, confinement: &Confinement) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let woken = wake.try_clone()?;
         let poller = Poller::new()?;
         poller.add(borrow(&woken), COMMANDS, EventFlags::IN)?;
         let (commands, received) = channel();
         let name = if index == 0 { "net".to_owned() } else { format!("net{index}") };
-        let body = move || Loop { poller, woken, commands: received, tasks: BTreeMap::new() }.run();
+        let (report, confined) = sync_channel(1);
+        let confinement = confinement.clone();
+        let body = move || {
+            let entered = confinement.enter(Role::Net);
+            let is_confined = entered.is_ok();
+            // Who starts the thread waits for the answer.
+            let _ = report.send(entered);
+            if is_confined {
+                Loop { poller, woken, commands: received, tasks: BTreeMap::new() }.run();
+            }
+        };
         let handle = std::thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(body)?;
+        confined.recv().map_err(|_| io::Error::other("the network thread has panicked"))??;
         Ok(Self { commands: Some(commands), wake, handle: Some(handle), next_task: 0 })
     }
 

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::thread::JoinHandle;
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -11,7 +10,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::connector::Connector;
 use super::worker::{self, GuestSide, HostSide};
 use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::standby::{Begun, Standby, ThreadPlan};
 use crate::devices::virtio::{Activation, ActivationError, VirtioDevice};
+use crate::jail::{Confinement, Role};
 
 /// The device type (virtio 1.2, 5).
 const VIRTIO_ID_VSOCK: u32 = 19;
@@ -36,39 +37,44 @@ pub struct VsockConfig {
     pub connector: Box<dyn Connector + Send>,
 }
 
-/// A virtio socket device (virtio 1.2, 5.10) in user space, on a thread of its own while the driver uses it.
+/// A virtio socket device (virtio 1.2, 5.10) in user space, on a thread of its own.
 pub struct Vsock {
     guest_cid: u64,
-    state: State,
+    thread: Standby<Session>,
+    running: Option<Running>,
 }
 
-enum State {
-    Idle(HostSide),
-    Active {
-        stop: EventFd,
-        thread: JoinHandle<HostSide>,
-    },
-    /// The thread could not be started or has panicked, and what it had is gone.
-    Lost,
+/// What the thread serves from an activation to the next reset.
+struct Session {
+    guest: GuestSide,
+    stop: EventFd,
+}
+
+/// A session that was begun.
+struct Running {
+    session: Begun,
+    stop: EventFd,
 }
 
 impl Vsock {
-    /// A device that waits for its driver.
-    pub fn new(config: VsockConfig) -> Self {
+    /// A device that waits for its driver, and its thread.
+    ///
+    /// # Errors
+    /// The host's refusal of the thread.
+    pub fn new(config: VsockConfig, confinement: &Confinement) -> io::Result<Self> {
         let VsockConfig { guest_cid, listener, connector } = config;
-        Self { guest_cid, state: State::Idle(HostSide::new(listener, connector)) }
+        let plan = ThreadPlan { name: "vsock", stack: STACK_SIZE, role: Role::Vsock, confinement };
+        let prepare = move || {
+            let mut host = HostSide::new(listener, connector);
+            Ok(move |Session { guest, stop }| worker::run(guest, &mut host, &stop))
+        };
+        Ok(Self { guest_cid, thread: Standby::start(plan, prepare)?, running: None })
     }
 
-    fn start(&mut self, mut host: HostSide, guest: GuestSide) -> io::Result<()> {
+    fn start(&self, guest: GuestSide) -> io::Result<Running> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let stopped = stop.try_clone()?;
-        let body = move || {
-            worker::run(guest, &mut host, &stopped);
-            host
-        };
-        let thread = std::thread::Builder::new().name("vsock".into()).stack_size(STACK_SIZE).spawn(body)?;
-        self.state = State::Active { stop, thread };
-        Ok(())
+        let session = self.thread.begin(Session { guest, stop: stop.try_clone()? })?;
+        Ok(Running { session, stop })
     }
 
     /// Takes the queues into use.
@@ -116,29 +122,17 @@ impl VirtioDevice for Vsock {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivationError> {
         let guest = self.guest_side(activation)?;
-        let refused = |source| ActivationError::Host { what: "starting the vsock thread", source };
-        match std::mem::replace(&mut self.state, State::Lost) {
-            State::Idle(host) => self.start(host, guest).map_err(refused),
-            // The transport activates a device only once between resets.
-            State::Active { stop, thread } => {
-                self.state = State::Active { stop, thread };
-                Err(refused(io::Error::from(io::ErrorKind::AlreadyExists)))
-            }
-            State::Lost => {
-                Err(refused(io::Error::other("an earlier thread is lost, and the host's socket with it")))
-            }
-        }
+        let refused = |source| ActivationError::Host { what: "the vsock thread", source };
+        self.running = Some(self.start(guest).map_err(refused)?);
+        Ok(())
     }
 
     fn reset(&mut self) {
-        self.state = match std::mem::replace(&mut self.state, State::Lost) {
-            State::Active { stop, thread } => {
-                // The counter cannot be full after one write, which is the only way to fail.
-                let _ = stop.write(1);
-                thread.join().map_or(State::Lost, State::Idle)
-            }
-            other => other,
-        };
+        if let Some(Running { session, stop }) = self.running.take() {
+            // The counter cannot be full after one write, which is the only way to fail.
+            let _ = stop.write(1);
+            session.wait();
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::{EVENT_IDX, MAC, Network, frame};
 use crate::devices::virtio::net::{Net, NetConfig, NetThreads, Offloads};
 use crate::devices::virtio::test_driver::{self, DriverQueue, InterruptLine, WRITE};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
+use crate::jail::Confinement;
 use crate::memory::GuestMemory;
 
 const CHECKSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
@@ -29,7 +30,12 @@ impl Machine {
     /// With `features`, and the control queue where they put it.
     fn new(features: u64) -> Self {
         let (taps, networks) = (0..3).map(|_| Network::pair()).unzip();
-        let config = NetConfig { mac: MAC, mtu: 1500, taps, threads: NetThreads::new(2) };
+        let config = NetConfig {
+            mac: MAC,
+            mtu: 1500,
+            taps,
+            threads: NetThreads::start(2, &Confinement::none()).unwrap(),
+        };
         let memory = test_driver::memory();
         let queues = (1..=7).map(|index| DriverQueue::new(&memory, 0x1_0000 * index, 16)).collect();
         let (interrupt, line) = InterruptLine::new();

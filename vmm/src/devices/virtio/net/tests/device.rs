@@ -9,6 +9,7 @@ use crate::devices::virtio::net::device::NetError;
 use crate::devices::virtio::net::{Net, NetConfig, NetThreads, Offloads};
 use crate::devices::virtio::test_driver::{self, DriverQueue};
 use crate::devices::virtio::{ActivationError, VirtioDevice};
+use crate::jail::Confinement;
 
 const SEGMENTS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
 
@@ -112,7 +113,7 @@ fn a_reset_lets_go_of_the_rings_and_the_next_driver_goes_on() {
 
 #[test]
 fn interfaces_share_a_thread_and_a_broken_one_stops_no_other() {
-    let threads = NetThreads::new(1);
+    let threads = NetThreads::start(1, &Confinement::none()).unwrap();
     let mut broken = Machine::on(&threads).start(EVENT_IDX);
     let mut other = Machine::on(&threads).start(EVENT_IDX);
     broken.tx.set_available(1000);
@@ -145,7 +146,8 @@ fn a_driver_without_the_first_pair_is_told_so() {
 fn what_makes_no_interface_is_an_error_that_says_why() {
     let make = |mac, mtu, taps: usize| {
         let taps = (0..taps).map(|_| Network::pair().0).collect();
-        Net::new(NetConfig { mac, mtu, taps, threads: NetThreads::new(1) }).map(|_| ())
+        Net::new(NetConfig { mac, mtu, taps, threads: NetThreads::start(1, &Confinement::none()).unwrap() })
+            .map(|_| ())
     };
     assert!(make(MAC, 1500, 1).is_ok());
     assert!(matches!(make(MAC, 1500, 0), Err(NetError::Queues(0))));
@@ -159,7 +161,13 @@ fn what_makes_no_interface_is_an_error_that_says_why() {
 fn a_control_queue_is_offered_with_several_pairs_only() {
     let pairs = |count: usize| {
         let taps = (0..count).map(|_| Network::pair().0).collect();
-        Net::new(NetConfig { mac: MAC, mtu: 1500, taps, threads: NetThreads::new(2) }).unwrap()
+        Net::new(NetConfig {
+            mac: MAC,
+            mtu: 1500,
+            taps,
+            threads: NetThreads::start(2, &Confinement::none()).unwrap(),
+        })
+        .unwrap()
     };
     let control = 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_MQ;
     assert_eq!((pairs(1).features() & control, pairs(1).queue_sizes().len()), (0, 2));

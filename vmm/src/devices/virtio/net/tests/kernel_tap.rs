@@ -10,6 +10,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TS
 use super::{EVENT_IDX, MERGE, Machine, merged};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::net::{KernelTap, Net, NetConfig, NetThreads, Offloads, Tap};
+use crate::jail::Confinement;
 
 const NAME: &[u8] = b"tap0\0";
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
@@ -103,7 +104,12 @@ fn frames_pass_through_a_tap_of_the_kernels() {
     let host = packet_socket();
     let taps =
         queues.into_iter().map(|queue| Box::new(KernelTap::new(queue).unwrap()) as Box<dyn Tap>).collect();
-    let config = NetConfig { mac: [2, 0, 0, 0, 0, 9], mtu: 1500, taps, threads: NetThreads::new(1) };
+    let config = NetConfig {
+        mac: [2, 0, 0, 0, 0, 9],
+        mtu: 1500,
+        taps,
+        threads: NetThreads::start(1, &Confinement::none()).unwrap(),
+    };
     let mut machine = Machine::new();
     machine.net = Net::new(config).unwrap();
     machine.offer(64);

@@ -18,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Net, NetConfig, NetThreads, Offloads, Tap};
 use crate::devices::virtio::test_driver::{self, DriverQueue, InterruptLine, WRITE};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
+use crate::jail::Confinement;
 use crate::memory::GuestMemory;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -119,7 +120,7 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        Self::on(&NetThreads::new(1))
+        Self::on(&NetThreads::start(1, &Confinement::none()).unwrap())
     }
 
     fn on(threads: &NetThreads) -> Self {

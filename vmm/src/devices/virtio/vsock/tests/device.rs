@@ -16,6 +16,7 @@ use crate::devices::virtio::vsock::packet::{HEADER_SIZE, Header, Operation};
 use crate::devices::virtio::vsock::test_guest::{GUEST_CID, TestGuest};
 use crate::devices::virtio::vsock::{UnixSocketConnector, Vsock, VsockConfig};
 use crate::devices::virtio::{ActivationError, Interrupt, VirtioDevice};
+use crate::jail::Confinement;
 use crate::memory::GuestMemory;
 
 /// Room for each packet to the guest.
@@ -43,11 +44,12 @@ impl Machine {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vsock");
-        let vsock = Vsock::new(VsockConfig {
+        let config = VsockConfig {
             guest_cid: GUEST_CID,
             listener: UnixListener::bind(&path).unwrap(),
             connector: Box::new(UnixSocketConnector::new(&path)),
-        });
+        };
+        let vsock = Vsock::new(config, &Confinement::none()).unwrap();
         let memory = test_driver::memory();
         let queue = |base| DriverQueue::new(&memory, base, 16);
         let (rx, tx, events) = (queue(0x1_0000), queue(0x2_0000), queue(0x3_0000));

@@ -1,0 +1,319 @@
+//! What a VMM that was taken over can do: a thread in the jail is given system calls to make, as an attacker would.
+//!
+//! This test program re-executes itself as the jailed process: the test `jailed_process` is that process where the
+//! environment says so, and nothing otherwise. Without the rights to make namespaces the tests are skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a test program"
+)]
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::process::{Command, Stdio};
+
+use libc::{c_int, c_long};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::UnshareFlags;
+use saya_vmm::control::{self, Event, StopReason};
+use saya_vmm::jail::{self, Jail, Role, in_new_pid_namespace, rules};
+
+/// Name the control descriptor, the role and the attack to the re-executed test program.
+const CONTROL_FD: &str = "SAYA_TEST_CONTROL_FD";
+const ROLE: &str = "SAYA_TEST_ROLE";
+const ATTACK: &str = "SAYA_TEST_ATTACK";
+/// The pid of the test itself, which is a process of the host's.
+const HOST_PID: &str = "SAYA_TEST_HOST_PID";
+
+/// The exit status of a process whose attack was successful.
+const SUCCESS: c_int = 0;
+/// The exit status after a violation of a filter.
+const VIOLATION: c_int = 128 + libc::SIGSYS;
+
+/// Something that an attacker would like to do. 0 or more is success, as of a system call.
+struct Attack {
+    name: &'static str,
+    run: fn(&Jail) -> c_long,
+    /// With what it fails in the jail, even where no filter stops it: with Landlock there may be another answer.
+    fails_with: &'static [c_int],
+}
+
+const ATTACKS: &[Attack] = &[
+    Attack { name: "open a host file", run: |_| open(c"/etc/passwd"), fails_with: &[libc::ENOENT] },
+    Attack { name: "leave the root", run: |_| open(c"/../../../etc/passwd"), fails_with: &[libc::ENOENT] },
+    Attack { name: "see the other pods", run: |_| open(c"/run/saya"), fails_with: &[libc::ENOENT] },
+    Attack {
+        name: "leave the directory of descriptors",
+        run: |jail| open_at(jail.descriptor_directory.as_raw_fd(), c"../status", libc::O_RDONLY),
+        fails_with: &[libc::ENOENT],
+    },
+    Attack {
+        name: "reach the kernel's settings by the directory of descriptors",
+        run: |jail| {
+            open_at(jail.descriptor_directory.as_raw_fd(), c"../../sys/kernel/core_pattern", libc::O_WRONLY)
+        },
+        fails_with: &[libc::ENOENT],
+    },
+    Attack {
+        name: "use a device of its own making",
+        run: |_| make_device_and_open(),
+        fails_with: &[libc::EACCES],
+    },
+    Attack { name: "open a file by its handle", run: |_| open_by_handle(), fails_with: &[libc::EPERM] },
+    // SAFETY: these calls read their arguments alone, and are to fail.
+    Attack { name: "mount", run: |_| unsafe { mount_proc() }, fails_with: &[libc::EPERM] },
+    Attack {
+        name: "change the root",
+        // SAFETY: as above.
+        run: |_| unsafe { libc::syscall(libc::SYS_chroot, c"/".as_ptr()) },
+        fails_with: &[libc::EPERM],
+    },
+    Attack {
+        name: "trace a process of the host",
+        // SAFETY: as above.
+        run: |_| unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_SEIZE, host_pid(), 0, 0) },
+        fails_with: &[libc::ESRCH],
+    },
+    Attack {
+        name: "signal a process of the host",
+        // SAFETY: as above.
+        run: |_| unsafe { libc::syscall(libc::SYS_kill, host_pid(), 0) },
+        fails_with: &[libc::ESRCH],
+    },
+    Attack {
+        name: "connect to the network",
+        run: |_| connect_to_network(),
+        fails_with: &[libc::ENETUNREACH, libc::EACCES],
+    },
+    Attack {
+        name: "connect to an abstract socket of the host",
+        run: |_| connect_to_abstract_socket(),
+        fails_with: &[libc::ECONNREFUSED, libc::EPERM],
+    },
+    Attack { name: "get capabilities back", run: |_| raise_capabilities(), fails_with: &[libc::EPERM] },
+];
+
+fn open(path: &CStr) -> c_long {
+    open_at(libc::AT_FDCWD, path, libc::O_RDONLY)
+}
+
+fn open_at(directory: RawFd, path: &CStr, flags: c_int) -> c_long {
+    // SAFETY: the path is a C string.
+    unsafe { libc::syscall(libc::SYS_openat, directory, path.as_ptr(), flags) }
+}
+
+fn make_device_and_open() -> c_long {
+    let zero = libc::makedev(1, 5);
+    // SAFETY: the path is a C string.
+    let made = unsafe {
+        libc::syscall(libc::SYS_mknodat, libc::AT_FDCWD, c"/zero".as_ptr(), libc::S_IFCHR | 0o666, zero)
+    };
+    if made < 0 { made } else { open(c"/zero") }
+}
+
+fn open_by_handle() -> c_long {
+    // struct file_handle: two words, then the handle itself, whatever it is.
+    let handle = [8u32, 1, 2, 3];
+    // SAFETY: the handle is as long as its first word says.
+    unsafe { libc::syscall(libc::SYS_open_by_handle_at, libc::AT_FDCWD, handle.as_ptr(), libc::O_RDONLY) }
+}
+
+/// # Safety
+/// Always sound; the marker keeps the table's rows alike.
+unsafe fn mount_proc() -> c_long {
+    // SAFETY: all arguments are C strings or null.
+    unsafe {
+        libc::syscall(
+            libc::SYS_mount,
+            c"proc".as_ptr(),
+            c"/".as_ptr(),
+            c"proc".as_ptr(),
+            0,
+            std::ptr::null::<u8>(),
+        )
+    }
+}
+
+fn host_pid() -> c_int {
+    std::env::var(HOST_PID).unwrap().parse().unwrap()
+}
+
+fn connect_to_network() -> c_long {
+    // SAFETY: the structure is plain data, and as long as it is said to be.
+    unsafe {
+        let socket = libc::syscall(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0);
+        if socket < 0 {
+            return socket;
+        }
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: 80u16.to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 1]) },
+            sin_zero: [0; 8],
+        };
+        libc::syscall(libc::SYS_connect, socket, &raw const address, size_of_val(&address))
+    }
+}
+
+fn abstract_address() -> SocketAddr {
+    SocketAddr::from_abstract_name(format!("saya-test-{}", host_pid())).unwrap()
+}
+
+fn connect_to_abstract_socket() -> c_long {
+    match std::os::unix::net::UnixStream::connect_addr(&abstract_address()) {
+        Ok(_) => 0,
+        Err(error) => {
+            // SAFETY: errno is this thread's own.
+            unsafe { *libc::__errno_location() = error.raw_os_error().unwrap() };
+            -1
+        }
+    }
+}
+
+fn raise_capabilities() -> c_long {
+    let header = [0x2008_0522u32, 0];
+    let all = [u32::MAX; 6];
+    // SAFETY: header and data are as version 3 has them (capset(2)).
+    unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), all.as_ptr()) }
+}
+
+#[test]
+fn jailed_process() {
+    if let Ok(number) = std::env::var(CONTROL_FD) {
+        // SAFETY: the parent has left the descriptor for this process.
+        let control = unsafe { OwnedFd::from_raw_fd(number.parse().unwrap()) };
+        std::process::exit(attack(&control));
+    }
+}
+
+/// Enters the jail and attacks. The exit status is the error's number.
+fn attack(control: &OwnedFd) -> c_int {
+    jail::report_violations_to(control.as_fd()).unwrap();
+    let Jail { root, descriptor_directory, confinement } = jail::enter(share()).unwrap();
+    let jail = Jail { root, descriptor_directory, confinement: confinement.clone() };
+    let name = std::env::var(ATTACK).unwrap();
+    let attack = ATTACKS.iter().find(|attack| attack.name == name).unwrap();
+    let role = std::env::var(ROLE).ok();
+    let role = role.map(|name| Role::ALL.into_iter().find(|role| role.name() == name).unwrap());
+    if let Some(role) = role {
+        confinement.enter(role).unwrap();
+    }
+    let result = (attack.run)(&jail);
+    // SAFETY: errno is this thread's own; _exit touches no memory.
+    unsafe { libc::_exit(if result >= 0 { SUCCESS } else { *libc::__errno_location() }) }
+}
+
+/// A share as the shim makes it, in a mount namespace of the process's own.
+fn share() -> OwnedFd {
+    // SAFETY: the process has one thread, and takes up no mount from before.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+    mount("share", "/tmp", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"").unwrap();
+    std::fs::File::open("/tmp").unwrap().into()
+}
+
+/// Runs an attack, as a thread of the given role or as one with the capabilities of the fs thread and no filter. The
+/// exit status and the report, if there was one.
+fn outcome_of(attack: &Attack, role: Option<Role>) -> (Option<c_int>, Option<String>) {
+    let (shim, theirs) = control::pair().unwrap();
+    fcntl_setfd(theirs.as_fd(), FdFlags::empty()).unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "jailed_process", "--nocapture", "--test-threads", "1"])
+        .env(CONTROL_FD, theirs.as_raw_fd().to_string())
+        .env(ATTACK, attack.name)
+        .env(HOST_PID, std::process::id().to_string())
+        .stdout(Stdio::null());
+    if let Some(role) = role {
+        command.env(ROLE, role.name());
+    }
+    let mut process = in_new_pid_namespace(|| command.spawn()).unwrap();
+    drop(theirs);
+    let status = process.wait().unwrap().code();
+    let report = shim.receive().unwrap().map(|(event, _)| match event {
+        Event::Stopped { reason: StopReason::Failed { message }, .. } => message,
+        other => panic!("{other:?}"),
+    });
+    (status, report)
+}
+
+fn assert_fails(attack: &Attack, role: Option<Role>) {
+    let (status, report) = outcome_of(attack, role);
+    let fails = status.is_some_and(|status| attack.fails_with.contains(&status));
+    assert!(fails && report.is_none(), "{}: {status:?}, {report:?}", attack.name);
+}
+
+fn may_make_namespaces() -> bool {
+    let allowed = in_new_pid_namespace(|| Ok(())).is_ok();
+    if !allowed {
+        eprintln!("skipped: no right to make namespaces");
+    }
+    allowed
+}
+
+#[test]
+fn without_any_filter_the_jail_holds() {
+    if !may_make_namespaces() {
+        return;
+    }
+    // SAFETY: nobody changes the environment at the same time: the other tests only read it.
+    unsafe { std::env::set_var(HOST_PID, std::process::id().to_string()) };
+    let _listener = UnixListener::bind_addr(&abstract_address()).unwrap();
+    for attack in ATTACKS {
+        assert_fails(attack, None);
+    }
+}
+
+#[test]
+fn a_forbidden_call_of_any_role_ends_the_process_with_a_report_of_role_and_call() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let forbidden = [
+        ("open a host file", "openat", libc::SYS_openat),
+        ("mount", "mount", libc::SYS_mount),
+        ("change the root", "chroot", libc::SYS_chroot),
+        ("trace a process of the host", "ptrace", libc::SYS_ptrace),
+        ("signal a process of the host", "kill", libc::SYS_kill),
+        ("connect to the network", "socket", libc::SYS_socket),
+        ("open a file by its handle", "open_by_handle_at", libc::SYS_open_by_handle_at),
+    ];
+    for role in Role::ALL {
+        for (name, call, number) in forbidden {
+            let attack = ATTACKS.iter().find(|attack| attack.name == name).unwrap();
+            if rules(role).any(|rule| rule.number() == number) {
+                continue;
+            }
+            let (status, report) = outcome_of(attack, Some(role));
+            let report = report.unwrap_or_default();
+            assert_eq!(status, Some(VIOLATION), "{role}: {name}: {report}");
+            let told =
+                report.contains(&format!("{role} thread")) && report.contains(&format!("{call} ({number})"));
+            assert!(told, "{role}: {name}: {report}");
+        }
+    }
+}
+
+#[test]
+fn what_the_fs_thread_may_call_reaches_nothing_outside_the_share() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let names = [
+        "open a host file",
+        "leave the root",
+        "see the other pods",
+        "leave the directory of descriptors",
+        "reach the kernel's settings by the directory of descriptors",
+        "use a device of its own making",
+    ];
+    for attack in ATTACKS.iter().filter(|attack| names.contains(&attack.name)) {
+        assert_fails(attack, Some(Role::Fs));
+    }
+}
