@@ -6,6 +6,7 @@ mod exec;
 mod files;
 mod identity;
 mod image_root;
+mod jail;
 mod leftovers;
 mod lifecycle;
 mod network;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Test> {
         network::TESTS,
         exec::TESTS,
         workloads::TESTS,
+        jail::TESTS,
         leftovers::TESTS,
     ]
     .concat()

@@ -118,7 +118,6 @@ const COMMON: &[Rule] = &[
         SYS_write,
         "eventfds: interrupts, wake-ups of other threads. Standard error: what a person should read",
     ),
-    usual(SYS_read, "eventfds"),
     usual(SYS_close, "whatever a thread has opened or been handed"),
     usual(SYS_futex, "locks and channels between threads"),
     rarely_only(
@@ -140,7 +139,7 @@ const COMMON: &[Rule] = &[
     rare(SYS_brk, "the allocator: the main arena grows or shrinks"),
     rarely_only(SYS_madvise, 2, &[MADV_DONTNEED as u64], "glibc: the stack of a thread that ends"),
     rare(SYS_clock_gettime, "a host whose clock source the vDSO cannot read"),
-    rare(SYS_getrandom, "the seed of a hash map (std::hash::RandomState)"),
+    rare(SYS_getrandom, "the seed of a hash map (std::hash::RandomState); rng"),
     rare(
         SYS_restart_syscall,
         "the kernel, after a stop (SIGSTOP, cgroup freezer, a tracer) in a wait with a timeout",
@@ -153,6 +152,7 @@ const COMMON: &[Rule] = &[
 ];
 
 const MAIN: &[Rule] = &[
+    usual(SYS_read, "eventfds: notifications of queues, the end of the machine"),
     usual(SYS_epoll_pwait, "the event loop"),
     usual(SYS_epoll_ctl, "the event loop: the control socket is waited for"),
     only(SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64], "the event loop: a duplicate of what is waited for"),
@@ -197,15 +197,15 @@ const FS: &[Rule] = &[
     usual(SYS_fchownat, "SETATTR: owner"),
     usual(SYS_ftruncate, "SETATTR: size"),
     usual(SYS_utimensat, "SETATTR: times"),
-    usual(SYS_fallocate, "FALLOCATE"),
-    usual(SYS_fsync, "FSYNC"),
+    rare(SYS_fallocate, "FALLOCATE"),
+    rare(SYS_fsync, "FSYNC"),
     rare(SYS_fdatasync, "FSYNC of data alone"),
     rare(SYS_syncfs, "SYNCFS"),
     rare(SYS_copy_file_range, "COPY_FILE_RANGE"),
     usual(SYS_fstatfs, "STATFS"),
     usual(SYS_getxattr, "GETXATTR"),
     rare(SYS_setxattr, "SETXATTR"),
-    usual(SYS_listxattr, "LISTXATTR"),
+    rare(SYS_listxattr, "LISTXATTR"),
     rare(SYS_removexattr, "REMOVEXATTR"),
     rare(SYS_flock, "FLUSH and RELEASE of locked files"),
     rarely_only(
@@ -238,6 +238,7 @@ const VSOCK: &[Rule] = &[
 
 /// Taps that others have made.
 const NET: &[Rule] = &[
+    usual(SYS_read, "eventfds: orders to the thread"),
     usual(SYS_epoll_pwait, "queues and taps"),
     usual(SYS_epoll_ctl, "queues come and go with their driver"),
     usual(SYS_readv, "a frame from the tap"),

@@ -1,0 +1,95 @@
+//! What the VMM of a running container may do on the host. These are about our VMM: of other runtimes nothing is asked.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+
+use super::Test;
+use super::context::{BUSYBOX, Context, bind, ctr};
+
+pub(super) const TESTS: &[Test] = &[
+    Test { name: "the_vmm_of_a_running_container_is_jailed", check: jailed },
+    Test { name: "what_is_mounted_later_reaches_the_jail_with_its_flags", check: later_mounts },
+];
+
+/// `CAP_CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID`, `SETGID`, `SETUID`, `MKNOD`, `SETFCAP` (linux/capability.h).
+const FILES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 27 | 1 << 31;
+
+fn is_ours(context: &Context) -> bool {
+    context.runtime.contains("kata")
+}
+
+fn jailed(context: &Context) -> anyhow::Result<()> {
+    if !is_ours(context) {
+        return Ok(());
+    }
+    let container = context.start(BUSYBOX, "jailed", &[], &["sleep", "3600"])?;
+    let vmm = vmm_of("jailed")?;
+    let mut names = Vec::new();
+    for thread in fs::read_dir(vmm.join("task"))? {
+        let thread = thread?.path();
+        let name = fs::read_to_string(thread.join("comm"))?.trim().to_owned();
+        let status = fs::read_to_string(thread.join("status"))?;
+        let expected = if name == "fs" { FILES } else { 0 };
+        for (field, expected) in [("CapEff", expected), ("CapPrm", expected), ("CapBnd", 0), ("CapInh", 0)] {
+            let found = u64::from_str_radix(value(&status, field)?, 16)?;
+            ensure!(found == expected, "thread {name}: {field} is {found:x} and not {expected:x}");
+        }
+        // A filter (2), by seccomp(2)'s mode.
+        ensure!(value(&status, "Seccomp")? == "2", "thread {name} has no filter");
+        ensure!(value(&status, "NoNewPrivs")? == "1", "thread {name} may gain privileges");
+        names.push(name);
+    }
+    for expected in ["fs", "vsock", "vcpu0"] {
+        ensure!(names.iter().any(|name| name == expected), "no thread {expected} among {names:?}");
+    }
+    for namespace in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        let [theirs, ours] = [&vmm, Path::new("/proc/self")].map(|process| fs::read_link(process.join("ns").join(namespace)));
+        ensure!(theirs? != ours?, "the VMM is in the host's {namespace} namespace");
+    }
+    let interfaces = fs::read_to_string(vmm.join("net/dev"))?;
+    ensure!(interfaces.lines().skip(2).all(|line| line.trim().starts_with("lo:")), "{interfaces}");
+    container.remove()
+}
+
+fn later_mounts(context: &Context) -> anyhow::Result<()> {
+    if !is_ours(context) {
+        return Ok(());
+    }
+    let volume = context.scratch.join("volume");
+    fs::create_dir(&volume)?;
+    let read_only = bind(&volume, "/volume", "rbind:ro");
+    let container = context.start(BUSYBOX, "mounted", &["--mount", &read_only], &["sleep", "3600"])?;
+    let mounts = fs::read_to_string(vmm_of("mounted")?.join("mountinfo"))?;
+    let places: Vec<(&str, &str)> = mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(4);
+            Some((fields.next()?, fields.next()?))
+        })
+        .collect();
+    for (place, flags) in &places {
+        let share = *place == "/" || place.starts_with("/private/mounted/") || place.starts_with("/live/mounted/");
+        ensure!(share, "{place} is not of the share");
+        ensure!(flags.contains("nosuid") && flags.contains("nodev"), "{place} is mounted {flags}");
+        ensure!(flags.starts_with("ro,") || place.ends_with("/rootfs"), "{place} is mounted {flags}");
+    }
+    ensure!(places.len() == 3, "{places:?}");
+    container.remove()?;
+    Ok(())
+}
+
+/// The VMM's directory in `/proc`: containerd knows a pod's processes by its pid.
+fn vmm_of(container: &str) -> anyhow::Result<PathBuf> {
+    let tasks = ctr(["task", "list"])?;
+    let line = tasks.lines().find(|line| line.split_whitespace().next() == Some(container));
+    let pid = line.and_then(|line| line.split_whitespace().nth(1)).context("the container has no task")?;
+    Ok(Path::new("/proc").join(pid))
+}
+
+/// A field of `/proc/<pid>/status`.
+fn value<'a>(status: &'a str, field: &str) -> anyhow::Result<&'a str> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    Ok(line.with_context(|| format!("no {field} in the status"))?.trim())
+}
