@@ -37,7 +37,9 @@ fn every_test_that_the_threat_model_names_exists() {
     let names = named_tests(&fs::read_to_string(root.join("docs/threat-model.md")).unwrap());
     assert!(names.len() > 50, "only {} names were found", names.len());
     let mut sources = String::new();
-    ["agent", "shim", "tests/src", "vmm"].iter().for_each(|folder| read_below(&root.join(folder), &mut sources));
+    ["agent", "shim", "tests/src", "vmm"]
+        .iter()
+        .for_each(|folder| read_below(&root.join(folder), &mut sources));
     let is_there = |name: &str| {
         sources.contains(&format!("fn {name}(")) || sources.contains(&format!("name: \"{name}\""))
     };
