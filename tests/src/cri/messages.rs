@@ -116,7 +116,7 @@ pub struct LinuxSandboxSecurityContext {
 }
 
 /// 0 for the pod's, [`CONTAINER`] or [`NODE`] for each.
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, Copy, PartialEq, Message)]
 pub struct NamespaceOption {
     #[prost(int32, tag = "1")]
     pub network: i32,

@@ -10,6 +10,7 @@ mod jail;
 mod leftovers;
 mod lifecycle;
 mod network;
+mod pods;
 pub mod runner;
 mod stdio;
 mod workloads;
@@ -33,6 +34,7 @@ pub fn all() -> Vec<Test> {
         identity::TESTS,
         files::TESTS,
         network::TESTS,
+        pods::TESTS,
         exec::TESTS,
         workloads::TESTS,
         jail::TESTS,

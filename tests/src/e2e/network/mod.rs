@@ -1,7 +1,7 @@
 //! The pod's network: what CNI put into its network namespace is there inside, and everybody can talk to it.
 
 mod kinds;
-mod peers;
+pub(super) mod peers;
 mod refusals;
 
 use super::Test;

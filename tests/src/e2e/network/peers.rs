@@ -10,16 +10,16 @@ use anyhow::{Context as _, ensure};
 use crate::e2e::context::{Running, eventually};
 
 /// The port at which [`ECHO`] listens.
-pub(super) const ECHO_PORT: u16 = 7000;
+pub(in crate::e2e) const ECHO_PORT: u16 = 7000;
 /// How much goes each way, so that it takes many segments of the largest size.
 const VOLUME: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a container runs that sends back what it gets at [`ECHO_PORT`].
-pub(super) const ECHO: [&str; 6] = ["nc", "-ll", "-p", "7000", "-e", "cat"];
+pub(in crate::e2e) const ECHO: [&str; 6] = ["nc", "-ll", "-p", "7000", "-e", "cat"];
 
 /// Sends a container's echo server a lot, and expects it back.
-pub(super) fn exchange(address: SocketAddr) -> anyhow::Result<()> {
+pub(in crate::e2e) fn exchange(address: SocketAddr) -> anyhow::Result<()> {
     let stream = connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -49,7 +49,7 @@ fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
 }
 
 /// Has a container fetch a lot from a server on the host at `address`, and counts it.
-pub(super) fn serve_to(container: &Running, exec_id: &str, address: IpAddr) -> anyhow::Result<()> {
+pub(in crate::e2e) fn serve_to(container: &Running, exec_id: &str, address: IpAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind((address, 0)).with_context(|| format!("listening on {address}"))?;
     let port = listener.local_addr()?.port();
     let server = thread::spawn(move || -> std::io::Result<()> {
@@ -69,10 +69,14 @@ fn pattern() -> Vec<u8> {
 }
 
 /// The address that [`answer_query`] gives for every name.
-pub(super) const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
+pub(in crate::e2e) const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
 
 /// Has a container ask a name server on the host at `address`, by UDP, and looks for the answer.
-pub(super) fn resolve_from(container: &Running, exec_id: &str, address: IpAddr) -> anyhow::Result<()> {
+pub(in crate::e2e) fn resolve_from(
+    container: &Running,
+    exec_id: &str,
+    address: IpAddr,
+) -> anyhow::Result<()> {
     let socket = UdpSocket::bind((address, 53)).with_context(|| format!("binding port 53 of {address}"))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     thread::scope(|scope| {

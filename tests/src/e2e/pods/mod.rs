@@ -1,0 +1,24 @@
+//! Pods, as a kubelet has containerd's CRI plugin make them.
+
+mod fixture;
+mod lifecycle;
+mod processes;
+mod scenarios;
+mod sharing;
+
+use super::Test;
+
+pub(super) const TESTS: &[Test] = &[
+    Test { name: "the_containers_of_a_pod_share_what_pods_share", check: sharing::namespaces },
+    Test { name: "the_containers_of_a_pod_may_see_each_others_processes", check: sharing::processes },
+    Test { name: "a_pod_with_a_namespace_of_the_hosts_is_refused_by_name", check: sharing::refused },
+    Test { name: "containers_come_and_go_in_a_pod_in_any_order", check: lifecycle::any_order },
+    Test {
+        name: "a_pod_is_stopped_and_removed_with_what_runs_in_it",
+        check: lifecycle::stopped_with_contents,
+    },
+    Test { name: "a_command_in_a_pods_container_is_answered_or_ended_in_time", check: processes::exec },
+    Test { name: "a_pods_container_writes_its_log_and_is_counted", check: processes::logs_and_figures },
+    Test { name: "redis_and_its_client_in_one_pod", check: scenarios::redis },
+    Test { name: "pods_at_once_talk_over_the_bridge", check: scenarios::neighbours },
+];

@@ -1,0 +1,108 @@
+//! What the containers of a pod share, and what they do not.
+
+use std::collections::HashMap;
+
+use anyhow::ensure;
+
+use super::fixture::Node;
+use crate::cri::messages::{
+    CONTAINER, DnsConfig, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NODE, NamespaceOption,
+};
+use crate::e2e::context::{Context, eventually};
+
+pub(super) fn namespaces(context: &Context) -> anyhow::Result<()> {
+    let node = Node::new(context)?;
+    let mut config = node.pod_config("shared");
+    config.dns_config = Some(DnsConfig {
+        servers: vec!["192.0.2.53".into()],
+        searches: vec!["pods.test".into()],
+        options: vec!["ndots:3".into()],
+    });
+    config.linux = Some(LinuxPodSandboxConfig {
+        sysctls: HashMap::from([
+            ("net.core.somaxconn".into(), "777".into()),
+            ("kernel.msgmax".into(), "12288".into()),
+        ]),
+        ..LinuxPodSandboxConfig::default()
+    });
+    let pod = node.run_with(config)?;
+    let server = pod.start("server", &["nc", "-ll", "-p", "7000", "-s", "127.0.0.1", "-e", "hostname"])?;
+    let client = pod.start_idle("client")?;
+
+    let links = |kind: &str| -> anyhow::Result<(String, String)> {
+        let script = format!("readlink /proc/self/ns/{kind}");
+        Ok((pod.sh(&server, &script)?, pod.sh(&client, &script)?))
+    };
+    for kind in ["net", "ipc", "uts"] {
+        let (one, other) = links(kind)?;
+        ensure!(one == other, "{kind}: {one} and {other}");
+    }
+    for kind in ["pid", "mnt"] {
+        let (one, other) = links(kind)?;
+        ensure!(one != other, "both have the {kind} namespace {one}");
+    }
+    ensure!(pod.sh(&client, "hostname")? == "shared\n");
+    let answer = "nc 127.0.0.1 7000 < /dev/null";
+    eventually("the server listens", || Ok(pod.exec(&client, &["sh", "-c", answer])?.stdout == b"shared\n"))?;
+    pod.sh(&server, "echo left > /dev/shm/message")?;
+    ensure!(pod.sh(&client, "cat /dev/shm/message")? == "left\n");
+
+    let resolver = pod.sh(&client, "cat /etc/resolv.conf")?;
+    for line in ["nameserver 192.0.2.53", "search pods.test", "options ndots:3"] {
+        ensure!(resolver.contains(line), "no {line} in {resolver}");
+    }
+    ensure!(pod.sh(&client, "cat /etc/hosts")?.contains("localhost"));
+    let sysctls = pod.sh(&client, "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax")?;
+    ensure!(sysctls == "777\n12288\n", "{sysctls}");
+    let addresses = pod.sh(&client, "ip -o -f inet addr show dev eth0")?;
+    ensure!(addresses.contains(&format!("{}/", pod.address()?)), "{addresses}");
+    pod.remove()
+}
+
+pub(super) fn processes(context: &Context) -> anyhow::Result<()> {
+    let node = Node::new(context)?;
+    let mut config = node.pod_config("seen");
+    config.linux = Some(with_namespaces(NamespaceOption::default()));
+    let pod = node.run_with(config)?;
+    let quiet = pod.start("quiet", &["sleep", "987654"])?;
+    let observer = pod.start_idle("observer")?;
+    let (one, other) =
+        (pod.sh(&quiet, "readlink /proc/self/ns/pid")?, pod.sh(&observer, "readlink /proc/self/ns/pid")?);
+    ensure!(one == other, "{one} and {other}");
+    let listed = pod.sh(&observer, "ps")?;
+    ensure!(listed.contains("sleep 987654"), "{listed}");
+    // A container's end takes its own processes along, and nobody else's.
+    node.cri.stop(&quiet, super::fixture::GRACE)?;
+    let listed = pod.sh(&observer, "ps")?;
+    ensure!(!listed.contains("sleep 987654"), "{listed}");
+    pod.remove()
+}
+
+pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
+    let node = Node::new(context)?;
+    if node.handler == "runc" {
+        return Ok(());
+    }
+    let own = NamespaceOption { pid: CONTAINER, ..NamespaceOption::default() };
+    for (kind, options) in [
+        ("network", NamespaceOption { network: NODE, ..own }),
+        ("pid", NamespaceOption { pid: NODE, ..own }),
+        ("ipc", NamespaceOption { ipc: NODE, ..own }),
+    ] {
+        let mut config = node.pod_config(&format!("host-{kind}"));
+        config.linux = Some(with_namespaces(options));
+        let error = match node.run_with(config) {
+            Ok(_) => anyhow::bail!("the host's {kind} namespace was shared"),
+            Err(error) => format!("{error:#}"),
+        };
+        ensure!(error.contains(&format!("host's {kind} namespace")), "{error}");
+    }
+    Ok(())
+}
+
+fn with_namespaces(options: NamespaceOption) -> LinuxPodSandboxConfig {
+    LinuxPodSandboxConfig {
+        security_context: Some(LinuxSandboxSecurityContext { namespace_options: Some(options) }),
+        ..LinuxPodSandboxConfig::default()
+    }
+}
