@@ -9,6 +9,7 @@
 mod boot;
 mod container;
 mod error;
+mod forward;
 mod kernel_log;
 mod network;
 mod power;

@@ -11,6 +11,7 @@ use ttrpc::asynchronous::transport;
 
 use crate::boot::{self, Listeners};
 use crate::container::{Surroundings, cgroup};
+use crate::forward;
 use crate::kernel_log;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
@@ -24,7 +25,7 @@ pub(crate) async fn as_first_process(entered: u64) -> Result<(), Box<dyn Error>>
     on(listeners, PathBuf::from(cgroup::ROOT)).await
 }
 
-/// Serves `DIRECTORY/control` and `DIRECTORY/streams`.
+/// Serves `DIRECTORY/control`, `DIRECTORY/streams` and `DIRECTORY/forwards`.
 pub(crate) async fn for_tests() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [verb, directory, cgroup_root] = arguments.as_slice() else {
@@ -41,7 +42,8 @@ pub(crate) async fn for_tests() -> Result<(), Box<dyn Error>> {
         Listener::new(listener.into())
     };
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    let listeners = Listeners { control: listen("control")?, streams: listen("streams")? };
+    let listeners =
+        Listeners { control: listen("control")?, streams: listen("streams")?, forwards: listen("forwards")? };
     on(listeners, PathBuf::from(cgroup_root)).await
 }
 
@@ -49,6 +51,7 @@ async fn on(listeners: Listeners, cgroup_root: PathBuf) -> Result<(), Box<dyn Er
     let reaper = Reaper::default();
     let streams = Registry::default();
     tokio::spawn(streams.clone().serve(listeners.streams));
+    tokio::spawn(forward::serve(listeners.forwards));
     let sandbox = Sandbox::new(Surroundings { reaper: reaper.clone(), streams, cgroup_root });
     let service = create_agent(Arc::new(Service::new(Arc::new(sandbox))));
     let mut server =

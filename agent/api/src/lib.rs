@@ -22,7 +22,11 @@ pub const AGENT_PORT: u32 = 1024;
 /// The vsock port in the guest that takes stdio streams: eight bytes of stream number, big-endian, then bytes.
 pub const STREAM_PORT: u32 = 1025;
 
-/// The vsock port on the host (CID 2) to which the agent connects once it listens on the two ports above, and
+/// The vsock port in the guest whose connections are passed on to TCP servers on the guest's loopback: two bytes of
+/// port number, big-endian, then bytes.
+pub const LOOPBACK_PORT: u32 = 1026;
+
+/// The vsock port on the host (CID 2) to which the agent connects once it listens on the ports above, and
 /// which it keeps open as long as it lives. It writes one line of JSON, a [`READY_LINE_LIMIT`] bytes at most:
 /// `{"entered_user_space_us":…,"listening_us":…}`, both in microseconds of `CLOCK_BOOTTIME`.
 pub const READY_PORT: u32 = 1024;

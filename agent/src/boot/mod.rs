@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::time::{ClockId, clock_gettime};
-use saya_agent_api::{AGENT_PORT, READY_PORT, STREAM_PORT};
+use saya_agent_api::{AGENT_PORT, LOOPBACK_PORT, READY_PORT, STREAM_PORT};
 
 use crate::kernel_log;
 use crate::sys::vsock;
@@ -44,6 +44,8 @@ pub(crate) struct Listeners {
     pub(crate) control: Listener,
     /// For stdio.
     pub(crate) streams: Listener,
+    /// For connections to the guest's loopback.
+    pub(crate) forwards: Listener,
 }
 
 /// The connection that told the host that the agent is ready; it stays open as long as the agent lives.
@@ -76,9 +78,11 @@ pub(crate) fn bring_up(entered: u64) -> Result<(Listeners, ReadyConnection), Boo
 fn listen() -> Result<Listeners, BootError> {
     let control = vsock::listen(AGENT_PORT).step("listen on the agent's vsock port")?;
     let streams = vsock::listen(STREAM_PORT).step("listen on the vsock port for streams")?;
+    let forwards = vsock::listen(LOOPBACK_PORT).step("listen on the vsock port for loopback")?;
     Ok(Listeners {
         control: Listener::new(control).step("watch the agent's vsock port")?,
         streams: Listener::new(streams).step("watch the vsock port for streams")?,
+        forwards: Listener::new(forwards).step("watch the vsock port for loopback")?,
     })
 }
 

@@ -52,7 +52,7 @@ pub(crate) enum NetworkError {
 
 impl NetworkError {
     /// The kernel's answer to a request that `what` describes.
-    pub(super) fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Host { what, source }
     }

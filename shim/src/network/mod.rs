@@ -11,6 +11,7 @@
 mod addresses;
 mod error;
 mod links;
+mod loopback;
 mod namespace;
 mod neighbours;
 mod netlink;
@@ -24,6 +25,8 @@ use std::path::Path;
 use saya_agent_api::agent::{ConfigureNetworkRequest, Interface};
 
 pub(crate) use error::NetworkError;
+pub(crate) use loopback::LoopbackListener;
+pub(crate) use namespace::NetworkNamespace as PodNamespace;
 
 use self::addresses::LinkAddresses;
 use self::links::{Link, Links};
@@ -107,6 +110,14 @@ pub(crate) fn probe() -> Result<(), NetworkError> {
 }
 
 impl PodNetwork {
+    /// Another handle to its namespace.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(crate) fn namespace(&self) -> Result<PodNamespace, NetworkError> {
+        self.namespace.try_clone()
+    }
+
     /// Closes the queues of the taps, which the VMM has by now: they are to end with it.
     pub(crate) fn close_queues(&mut self) {
         self.interfaces.iter_mut().for_each(|interface| interface.queues.clear());

@@ -9,6 +9,7 @@ use std::thread;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::error::NetworkError;
+use super::loopback::{self, LoopbackListener};
 
 /// The stack of the thread that visits a namespace.
 const STACK_SIZE: usize = 512 * 1024;
@@ -37,6 +38,19 @@ impl NetworkNamespace {
             Ok(Self(File::open("/proc/thread-self/ns/net")?.into()))
         });
         made.and_then(|made| made).map_err(NetworkError::host("making a network namespace"))
+    }
+
+    /// Another handle to it.
+    pub(super) fn try_clone(&self) -> Result<Self, NetworkError> {
+        self.0.try_clone().map(Self).map_err(NetworkError::host("a network namespace's descriptor"))
+    }
+
+    /// Has every TCP connection within the namespace arrive at one socket.
+    ///
+    /// # Errors
+    /// The kernel refuses; before Linux 5.9 it does.
+    pub(crate) fn listen_on_loopback(&self) -> Result<LoopbackListener, NetworkError> {
+        self.run(|| loopback::listen().map_err(NetworkError::host("a program on the socket lookup")))
     }
 
     /// Runs `work` on a thread of its own in the namespace, and waits for it. The caller's thread stays where it is.

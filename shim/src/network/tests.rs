@@ -467,3 +467,36 @@ fn a_path_that_is_no_namespace_is_named() {
         clean_up(gone.as_ref()).unwrap();
     }
 }
+
+#[test]
+fn a_connection_to_any_port_of_loopback_arrives_and_names_its_port() {
+    use std::net::{TcpListener, TcpStream};
+
+    let Some(pod) = Pod::new() else { return };
+    pod.run("ip link set lo up");
+    let own = TcpListener::bind("127.0.0.1:0").unwrap();
+    let namespace = pod.connect().unwrap().namespace().unwrap();
+    let loopback = match namespace.listen_on_loopback() {
+        Ok(loopback) => loopback,
+        Err(NetworkError::Host { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+            eprintln!("skipped: this kernel has no program on the socket lookup");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    loopback.listener.set_nonblocking(false).unwrap();
+    let taken = own.local_addr().unwrap().to_string();
+    let (clients, _) = namespace
+        .run(|| {
+            let addresses = ["127.0.0.1:80", "[::1]:65535", &taken];
+            Ok((addresses.map(|address| TcpStream::connect(address).unwrap()), ()))
+        })
+        .unwrap();
+    for client in &clients {
+        let (accepted, _) = loopback.listener.accept().unwrap();
+        assert_eq!(accepted.local_addr().unwrap().port(), client.peer_addr().unwrap().port());
+    }
+    drop((loopback, clients));
+    let refused = namespace.run(|| Ok(TcpStream::connect("127.0.0.1:80").is_err())).unwrap();
+    assert!(refused, "something is left in the namespace");
+}

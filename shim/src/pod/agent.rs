@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use saya_agent_api::agent::ProcessRequest;
 use saya_agent_api::service::AgentClient;
-use saya_agent_api::{AGENT_PORT, STREAM_PORT};
+use saya_agent_api::{AGENT_PORT, LOOPBACK_PORT, STREAM_PORT};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::Client;
@@ -71,6 +71,16 @@ impl Agent {
     /// The calls.
     pub(crate) fn calls(&self) -> &AgentClient {
         &self.client
+    }
+
+    /// Connects to a TCP port of the guest's loopback. Where nobody listens there, the connection ends.
+    ///
+    /// # Errors
+    /// What [`VsockAddress::connect`] returned.
+    pub(crate) async fn connect_to_loopback(&self, port: u16) -> io::Result<UnixStream> {
+        let mut stream = self.vsock.connect(LOOPBACK_PORT).await?;
+        stream.write_all(&port.to_be_bytes()).await?;
+        Ok(stream)
     }
 
     /// Opens a stdio stream and returns its number with it.

@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod directory;
+mod loopback;
 pub(crate) mod process;
 pub(crate) mod record;
 pub(crate) mod timeline;
@@ -258,6 +259,9 @@ fn boot(
             return Err(error.into());
         }
     };
+    if let Some(network) = &host.network {
+        tokio::spawn(loopback::pass_on(vm.clone(), network.namespace()?));
+    }
     tracing::debug!(id, vcpus = size.vcpus, memory_mib = size.memory_mib, vmm = vm.pid(), "the VM boots");
     record.vmm = Process::of(vm.pid()).ok();
     record.write(&directory.record()).map_err(PodError::Directory)?;

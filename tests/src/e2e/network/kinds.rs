@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::peers::{ECHO, ECHO_PORT, exchange, resolve_from, serve_to};
 use crate::cni::{Attachment, Netns};
 use crate::ctr::finish;
-use crate::e2e::context::{BUSYBOX, Context, Running};
+use crate::e2e::context::{BUSYBOX, Context, Running, eventually};
 
 /// A port of the host that the plugin portmap passes on to [`ECHO_PORT`].
 const HOST_PORT: u16 = 18_080;
@@ -122,14 +122,22 @@ pub(super) fn several(context: &Context) -> anyhow::Result<()> {
     remove_link("sayaup")
 }
 
-/// The plugin loopback, and no interface beside it.
+/// The plugin loopback, and no interface beside it. What listens there is reached from the namespace, by which
+/// `kubectl port-forward` works.
 pub(super) fn loopback(context: &Context) -> anyhow::Result<()> {
     let namespace = Netns::new("saya-loopback")?;
     let attachment = Attachment::add(&namespace, "lo", [json!({"type": "loopback"})])?;
     let script =
         "ls /sys/class/net; ping -c 1 127.0.0.1 > /dev/null && ping -c 1 ::1 > /dev/null && echo both";
-    let ended = context.run(&[&namespace.flag()], "alone", &["sh", "-c", script])?.expect_status(0)?;
+    let serve = ["nc", "-ll", "-p", "7000", "-s", "127.0.0.1", "-e", "echo", "found"];
+    let container = context.start(BUSYBOX, "alone", &[&namespace.flag()], &serve)?;
+    let ended = container.exec("look", &["sh", "-c", script])?.expect_status(0)?;
     ensure!(ended.text() == "lo\nboth\n", "{ended:?}");
+    eventually("the server on loopback answers", || {
+        let asked = namespace.command("busybox").args(["nc", "127.0.0.1", "7000"]).output()?;
+        Ok(asked.stdout == b"found\n")
+    })?;
+    container.remove()?;
     attachment.delete()
 }
 
