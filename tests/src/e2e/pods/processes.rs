@@ -7,11 +7,13 @@ use anyhow::{Context as _, ensure};
 
 use super::fixture::Node;
 use crate::cri::Status;
-use crate::cri::messages::{DEADLINE_EXCEEDED, LinuxContainerResources};
+use crate::cri::messages::{DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig};
 use crate::e2e::context::{Context, eventually};
 
 /// More memory than a shell uses by itself.
 const MEMORY: u64 = 16 << 20;
+/// The cgroup above the pod's.
+const PARENT: &str = "/saya-figures";
 /// Longer than a line of a log may be (16 KiB in containerd).
 const LONG_LINE: usize = 20_000;
 
@@ -38,7 +40,10 @@ pub(super) fn exec(context: &Context) -> anyhow::Result<()> {
 
 pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
-    let pod = node.run("figures")?;
+    let mut config = node.pod_config("figures");
+    config.linux =
+        Some(LinuxPodSandboxConfig { cgroup_parent: PARENT.into(), ..LinuxPodSandboxConfig::default() });
+    let pod = node.run_with(config)?;
     let script = format!(
         "echo first; echo second >&2; head -c {LONG_LINE} /dev/zero | tr '\\0' x; echo; \
          head -c {MEMORY} /dev/zero > /tmp/ballast; echo ready; exec sleep 3600"
@@ -61,7 +66,8 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).context("no CPU figure")?.value;
     ensure!(memory > 0 && cpu > 0, "memory {memory}, CPU {cpu}");
     let sandbox = node.cri.pod_stats(&pod.id)?.linux.context("no figures of the pod")?;
-    ensure!(sandbox.containers.len() == 1, "{sandbox:?}");
+    let memory = sandbox.memory.and_then(|memory| memory.working_set_bytes);
+    ensure!(sandbox.containers.len() == 1 && memory.is_some_and(|memory| memory.value > 0), "{sandbox:?}");
 
     let limit = 48 << 20;
     let resources =
@@ -69,5 +75,7 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     node.cri.update(&container, resources)?;
     let shown = pod.sh(&container, "cat /sys/fs/cgroup/memory.max")?;
     ensure!(shown.trim() == limit.to_string(), "{shown}");
-    pod.remove()
+    pod.remove()?;
+    // The kubelet's, who makes such a group for each pod and removes it.
+    Ok(fs::remove_dir(format!("/sys/fs/cgroup{PARENT}"))?)
 }
