@@ -359,7 +359,7 @@ pub struct MemoryUsage {
 }
 
 /// A number that may be missing.
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, Copy, PartialEq, Message)]
 pub struct UInt64Value {
     #[prost(uint64, tag = "1")]
     pub value: u64,

@@ -66,7 +66,7 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).context("no CPU figure")?.value;
     ensure!(memory > 0 && cpu > 0, "memory {memory}, CPU {cpu}");
     let sandbox = node.cri.pod_stats(&pod.id)?.linux.context("no figures of the pod")?;
-    let memory = sandbox.memory.and_then(|memory| memory.working_set_bytes);
+    let memory = sandbox.memory.as_ref().and_then(|memory| memory.working_set_bytes);
     ensure!(sandbox.containers.len() == 1 && memory.is_some_and(|memory| memory.value > 0), "{sandbox:?}");
 
     let limit = 48 << 20;
