@@ -95,6 +95,14 @@ impl Links {
     }
 }
 
+/// The interfaces that somebody has put into the thread's namespace.
+pub(super) fn names() -> Result<Vec<String>, NetworkError> {
+    let listed = nix::net::if_::if_nameindex()
+        .map_err(|error| NetworkError::host("listing interfaces")(error.into()))?;
+    let names = listed.iter().map(|interface| interface.name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| name != "lo" && !FALLBACK_TUNNELS.contains(&name.as_str())).collect())
+}
+
 /// What the kernel says of an interface, as far as it matters.
 struct Description<'a> {
     message: &'a LinkMessage,

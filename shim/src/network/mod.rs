@@ -109,6 +109,19 @@ pub(crate) fn probe() -> Result<(), NetworkError> {
     })
 }
 
+/// The interfaces in the network namespace of the process `pid`, which has none of its own accord. Empty where it is in
+/// the caller's.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn interfaces_of(pid: u32) -> Result<Vec<String>, NetworkError> {
+    let namespace = NetworkNamespace::open(format!("/proc/{pid}/ns/net").as_ref())?;
+    if namespace.is_ours()? {
+        return Ok(Vec::new());
+    }
+    namespace.run(links::names)
+}
+
 impl PodNetwork {
     /// Another handle to its namespace.
     ///

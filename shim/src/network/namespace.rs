@@ -45,6 +45,15 @@ impl NetworkNamespace {
         self.0.try_clone().map(Self).map_err(NetworkError::host("a network namespace's descriptor"))
     }
 
+    /// Whether it is the one that this process is in.
+    pub(super) fn is_ours(&self) -> Result<bool, NetworkError> {
+        let same = || {
+            let (other, ours) = (rustix::fs::fstat(&self.0)?, rustix::fs::stat("/proc/self/ns/net")?);
+            Ok((other.st_dev, other.st_ino) == (ours.st_dev, ours.st_ino))
+        };
+        same().map_err(NetworkError::host("a network namespace's identity"))
+    }
+
     /// Has every TCP connection within the namespace arrive at one socket.
     ///
     /// # Errors

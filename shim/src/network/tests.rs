@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use super::error::{InterfaceProblem, NetworkError, RouteProblem};
 use super::namespace::NetworkNamespace;
-use super::{PodNetwork, clean_up, connect};
+use super::{PodNetwork, clean_up, connect, interfaces_of};
 
 /// A pod's namespace with a veth `eth0`, and the namespace with the other end, `host0`, in which the test's own thread
 /// is until the test ends.
@@ -499,4 +499,16 @@ fn a_connection_to_any_port_of_loopback_arrives_and_names_its_port() {
     drop((loopback, clients));
     let refused = namespace.run(|| Ok(TcpStream::connect("127.0.0.1:80").is_err())).unwrap();
     assert!(refused, "something is left in the namespace");
+}
+
+#[test]
+fn interfaces_of_another_namespace_are_named_and_our_own_are_nobodys_business() {
+    let Some(pod) = Pod::new() else { return };
+    let namespace = NetworkNamespace::open(&pod.path()).unwrap();
+    let mut child = namespace.run(|| Ok(Command::new("sleep").arg("1000").spawn().unwrap())).unwrap();
+    let of_child = interfaces_of(child.id()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(of_child, ["eth0"]);
+    assert_eq!(interfaces_of(std::process::id()).unwrap(), Vec::<String>::new());
 }

@@ -187,7 +187,7 @@ impl Vm {
                 sender.send_replace(VmState::Stopped(Arc::new(report)));
             }
         });
-        Self { pid: 1, state, stop }
+        Self { pid: std::process::id(), state, stop }
     }
 
     /// The VMM's pid.
