@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use super::peers::{ECHO, ECHO_PORT, exchange, resolve_from, serve_to};
+use super::refusals::RUNC;
 use crate::cni::{Attachment, Netns};
 use crate::ctr::finish;
 use crate::e2e::context::{BUSYBOX, Context, Running, eventually};
@@ -53,7 +54,7 @@ pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
     remove_link("sayabr")
 }
 
-/// ptp: the gateway is reached by a route to it alone.
+/// ptp: the gateway is reached by a route to it alone. A virtual machine with two CPUs has two queue pairs.
 pub(super) fn point_to_point(context: &Context) -> anyhow::Result<()> {
     let namespace = Netns::new("saya-ptp")?;
     let ranges = json!([[{"subnet": "10.78.0.0/24"}], [{"subnet": "fd78::/64"}]]);
@@ -65,7 +66,10 @@ pub(super) fn point_to_point(context: &Context) -> anyhow::Result<()> {
     namespace.ip("route add 198.51.100.0/24 via 10.78.0.1 metric 77")?;
     namespace.ip("neigh replace 10.78.0.99 lladdr 02:00:00:00:00:99 dev eth0 nud permanent")?;
 
-    let container = context.start(BUSYBOX, "pointed", &[&namespace.flag()], &ECHO)?;
+    let container = context.start(BUSYBOX, "pointed", &[&namespace.flag(), "--cpus", "2"], &ECHO)?;
+    if context.runtime != RUNC {
+        container.exec("queues", &["ls", "/sys/class/net/eth0/queues/tx-1"])?.expect_status(0)?;
+    }
     expect_same_network(&container, &namespace, "eth0")?;
     let neighbours = container.exec("neighbours", &["ip", "neigh", "show", "nud", "permanent"])?;
     ensure!(neighbours.text().contains("10.78.0.99 dev eth0 lladdr 02:00:00:00:00:99"), "{neighbours:?}");

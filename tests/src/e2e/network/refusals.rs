@@ -9,8 +9,8 @@ use crate::ctr::finish;
 use crate::e2e::context::{BUSYBOX, Context, eventually};
 use crate::e2e::leftovers::kill_shim_of;
 
-/// runc would take all of these: to it a namespace is a namespace.
-const RUNC: &str = "io.containerd.runc.v2";
+/// The control, to which a namespace is a namespace.
+pub(super) const RUNC: &str = "io.containerd.runc.v2";
 
 /// Bad input gets an error that names it, and leaves nothing.
 pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
