@@ -25,9 +25,9 @@ const DIRECTORIES: [&str; 5] = [
     "/run/kata-containers",
 ];
 
-/// containerd's default namespace. The cgroup and the directory that have its name hold those of all its containers, and
-/// outlive them.
-const NAMESPACE: &str = "default";
+/// containerd's namespaces: that of `ctr`, and that of the CRI plugin. The cgroups and the directories that have their
+/// names hold those of all their containers, and outlive them.
+const NAMESPACES: [&str; 2] = ["default", "k8s.io"];
 
 impl Holdings {
     /// What the machine holds now.
@@ -87,15 +87,19 @@ fn network_interfaces() -> Vec<String> {
 }
 
 fn files_below(directory: &Path) -> Vec<String> {
-    walk(directory, &|path| !path.ends_with(NAMESPACE))
+    walk(directory, &|path| !is_of_a_namespace(path))
         .into_iter()
         .map(|path| format!("file {}", path.display()))
         .collect()
 }
 
 fn cgroups_below(directory: &Path) -> Vec<String> {
-    let of_a_pod = |path: &Path| path.is_dir() && !path.ends_with(NAMESPACE);
+    let of_a_pod = |path: &Path| path.is_dir() && !is_of_a_namespace(path);
     walk(directory, &of_a_pod).into_iter().map(|path| format!("cgroup {}", path.display())).collect()
+}
+
+fn is_of_a_namespace(path: &Path) -> bool {
+    NAMESPACES.iter().any(|namespace| path.ends_with(namespace))
 }
 
 /// Everything below `directory` that `wanted` accepts, links not followed; nothing where it does not exist.

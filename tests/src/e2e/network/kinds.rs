@@ -133,7 +133,7 @@ pub(super) fn loopback(context: &Context) -> anyhow::Result<()> {
     let attachment = Attachment::add(&namespace, "lo", [json!({"type": "loopback"})])?;
     let script =
         "ls /sys/class/net; ping -c 1 127.0.0.1 > /dev/null && ping -c 1 ::1 > /dev/null && echo both";
-    let serve = ["nc", "-ll", "-p", "7000", "-s", "127.0.0.1", "-e", "echo", "found"];
+    let serve = ["nc", "-ll", "-p", "7000", "-e", "echo", "found"];
     let container = context.start(BUSYBOX, "alone", &[&namespace.flag()], &serve)?;
     let ended = container.exec("look", &["sh", "-c", script])?.expect_status(0)?;
     ensure!(ended.text() == "lo\nboth\n", "{ended:?}");
@@ -172,10 +172,15 @@ fn expect_same_network(container: &Running, namespace: &Netns, interface: &str) 
 }
 
 /// Lines of ip(8) in an order of their own, without what is the machine's own: the interface's number, the IPv6
-/// address that each kernel makes of the Ethernet address, whether an address was tried out before (`flags 02`), and the
-/// sandbox's taps.
+/// address that each kernel makes of the Ethernet address, how an address came about (`flags 02`,
+/// `noprefixroute`), and the sandbox's taps.
 fn facts(printed: &str) -> Vec<String> {
-    let fact = |line: &str| line.split_once(": ").map_or(line, |(_, rest)| rest).replace(" flags 02", "");
+    let fact = |line: &str| {
+        line.split_once(": ")
+            .map_or(line, |(_, rest)| rest)
+            .replace(" flags 02", "")
+            .replace(" noprefixroute", "")
+    };
     let normal = |line: String| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let shared = printed.lines().filter(|line| !line.contains("inet6 fe80:") && !line.contains(" sayatap"));
     let mut facts: Vec<String> = shared.map(|line| normal(fact(line))).collect();

@@ -26,7 +26,7 @@ pub(super) fn namespaces(context: &Context) -> anyhow::Result<()> {
         ..LinuxPodSandboxConfig::default()
     });
     let pod = node.run_with(config)?;
-    let server = pod.start("server", &["nc", "-ll", "-p", "7000", "-s", "127.0.0.1", "-e", "hostname"])?;
+    let server = pod.start("server", &["nc", "-ll", "-p", "7000", "-e", "hostname"])?;
     let client = pod.start_idle("client")?;
 
     let links = |kind: &str| -> anyhow::Result<(String, String)> {
