@@ -10,8 +10,6 @@ use crate::cri::Status;
 use crate::cri::messages::{DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig};
 use crate::e2e::context::{Context, eventually};
 
-/// More memory than a shell uses by itself.
-const MEMORY: u64 = 16 << 20;
 /// The cgroup above the pod's.
 const PARENT: &str = "/saya-figures";
 /// Longer than a line of a log may be (16 KiB in containerd).
@@ -45,11 +43,11 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
         Some(LinuxPodSandboxConfig { cgroup_parent: PARENT.into(), ..LinuxPodSandboxConfig::default() });
     let pod = node.run_with(config)?;
     let script = format!(
-        "echo first; echo second >&2; head -c {LONG_LINE} /dev/zero | tr '\\0' x; echo; \
-         head -c {MEMORY} /dev/zero > /tmp/ballast; echo ready; exec sleep 3600"
+        "echo first; echo second >&2; head -c {LONG_LINE} /dev/zero | tr '\\0' x; echo; echo ready; exec sleep 3600"
     );
     let container = pod.start("main", &["sh", "-c", &script])?;
-    eventually("the container is ready", || Ok(pod.log("main")?.contains("stdout F ready")))?;
+    eventually("the container is ready", || Ok(pod.log("main")?.contains("stdout F ready")))
+        .with_context(|| format!("its log: {:?}", pod.log("main")))?;
     let log = pod.log("main")?;
     ensure!(log.contains(" stdout F first\n") && log.contains(" stderr F second\n"), "{log}");
     let long: usize =
