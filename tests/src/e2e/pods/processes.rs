@@ -10,6 +10,7 @@ use crate::cri::Status;
 use crate::cri::messages::{DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig};
 use crate::e2e::context::{Context, eventually};
 
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// The cgroup above the pod's.
 const PARENT: &str = "/saya-figures";
 /// Longer than a line of a log may be (16 KiB in containerd).
@@ -38,6 +39,7 @@ pub(super) fn exec(context: &Context) -> anyhow::Result<()> {
 
 pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
+    make_parent()?;
     let mut config = node.pod_config("figures");
     config.linux =
         Some(LinuxPodSandboxConfig { cgroup_parent: PARENT.into(), ..LinuxPodSandboxConfig::default() });
@@ -74,6 +76,11 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     let shown = pod.sh(&container, "cat /sys/fs/cgroup/memory.max")?;
     ensure!(shown.trim() == limit.to_string(), "{shown}");
     pod.remove()?;
-    // The kubelet's, who makes such a group for each pod and removes it.
-    Ok(fs::remove_dir(format!("/sys/fs/cgroup{PARENT}"))?)
+    Ok(fs::remove_dir(format!("{CGROUPS}{PARENT}"))?)
+}
+
+/// Makes the pod's cgroup, counted, as a kubelet does for each pod.
+fn make_parent() -> anyhow::Result<()> {
+    fs::write(format!("{CGROUPS}/cgroup.subtree_control"), "+cpu +memory")?;
+    Ok(fs::create_dir(format!("{CGROUPS}{PARENT}"))?)
 }
