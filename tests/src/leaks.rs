@@ -29,6 +29,9 @@ const DIRECTORIES: [&str; 5] = [
 /// names hold those of all their containers, and outlive them.
 const NAMESPACES: [&str; 2] = ["default", "k8s.io"];
 
+/// ip-netns(8) mounts this directory over itself for the first namespace, and leaves it so.
+const NAMED_NAMESPACES: &str = "/run/netns";
+
 impl Holdings {
     /// What the machine holds now.
     pub fn now() -> Self {
@@ -75,7 +78,8 @@ fn mounts() -> Vec<String> {
 fn mount(line: &str) -> Option<String> {
     let mut fields = line.split(' ').skip(3);
     let root = fields.next()?;
-    Some(format!("mount {} of {root}", fields.next()?))
+    let point = fields.next()?;
+    (point != NAMED_NAMESPACES).then(|| format!("mount {point} of {root}"))
 }
 
 fn network_interfaces() -> Vec<String> {

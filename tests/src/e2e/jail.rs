@@ -45,7 +45,8 @@ fn jailed(context: &Context) -> anyhow::Result<()> {
         ensure!(names.iter().any(|name| name == expected), "no thread {expected} among {names:?}");
     }
     for namespace in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
-        let [theirs, ours] = [&vmm, Path::new("/proc/self")].map(|process| fs::read_link(process.join("ns").join(namespace)));
+        let [theirs, ours] =
+            [&vmm, Path::new("/proc/self")].map(|process| fs::read_link(process.join("ns").join(namespace)));
         ensure!(theirs? != ours?, "the VMM is in the host's {namespace} namespace");
     }
     let interfaces = fs::read_to_string(vmm.join("net/dev"))?;
@@ -70,7 +71,8 @@ fn later_mounts(context: &Context) -> anyhow::Result<()> {
         })
         .collect();
     for (place, flags) in &places {
-        let share = *place == "/" || place.starts_with("/private/mounted/") || place.starts_with("/live/mounted/");
+        let share =
+            *place == "/" || place.starts_with("/private/mounted/") || place.starts_with("/live/mounted/");
         ensure!(share, "{place} is not of the share");
         ensure!(flags.contains("nosuid") && flags.contains("nodev"), "{place} is mounted {flags}");
         ensure!(flags.starts_with("ro,") || place.ends_with("/rootfs"), "{place} is mounted {flags}");
