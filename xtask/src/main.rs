@@ -1,6 +1,7 @@
 //! The project's own commands, run as `cargo xtask NAME`.
 
 mod artifacts;
+mod fuzz;
 mod lab;
 mod setup;
 mod shows;
@@ -32,6 +33,8 @@ enum Subcommands {
     Demo(shows::DemoOptions),
     /// Measure start time, boot or memory.
     Bench(shows::BenchOptions),
+    /// Feed parts of Saya with inputs that a fuzzer makes up.
+    Fuzz(fuzz::Options),
     /// Install what this machine lacks for building and testing.
     Setup,
     /// Build the shim, the agent, the guest kernel and the initramfs.
@@ -59,6 +62,7 @@ fn run(command: &Subcommands) -> Result<ExitCode> {
         Subcommands::Test(options) => test::run(options),
         Subcommands::Demo(options) => shows::demo(options),
         Subcommands::Bench(options) => shows::bench(options),
+        Subcommands::Fuzz(options) => fuzz::run(options),
         Subcommands::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Subcommands::Build(options) => artifacts::build(options).map(|()| ExitCode::SUCCESS),
     }

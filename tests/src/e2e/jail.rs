@@ -83,7 +83,7 @@ fn later_mounts(context: &Context) -> anyhow::Result<()> {
 }
 
 /// The VMM's directory in `/proc`: containerd knows a pod's processes by its pid.
-fn vmm_of(container: &str) -> anyhow::Result<PathBuf> {
+pub(super) fn vmm_of(container: &str) -> anyhow::Result<PathBuf> {
     let tasks = ctr(["task", "list"])?;
     let line = tasks.lines().find(|line| line.split_whitespace().next() == Some(container));
     let pid = line.and_then(|line| line.split_whitespace().nth(1)).context("the container has no task")?;

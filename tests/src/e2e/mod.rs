@@ -7,6 +7,7 @@ mod files;
 mod identity;
 mod image_root;
 mod jail;
+mod kill_matrix;
 mod leftovers;
 mod lifecycle;
 mod network;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Test> {
         exec::TESTS,
         workloads::TESTS,
         jail::TESTS,
+        kill_matrix::TESTS,
         leftovers::TESTS,
     ]
     .concat()

@@ -1,0 +1,134 @@
+//! A virtio device behind its registers, with rings of any content in 16 MiB of guest memory, served by the code that
+//! serves a guest.
+//!
+//! The first byte chooses the device, and each step has a byte before it: write a register (index, value), write memory
+//! (address, block), set a queue up as a driver would (number, size, three addresses), notify and serve.
+
+use std::sync::{Arc, LazyLock};
+
+use saya_vmm::bus::BusDevice;
+use saya_vmm::devices::virtio::VirtioDevice;
+use saya_vmm::devices::virtio::balloon::Balloon;
+use saya_vmm::devices::virtio::mmio::{MmioTransport, RegisterMemory};
+use saya_vmm::devices::virtio::rng::Rng;
+use saya_vmm::event_loop::{EventFlags, EventLoop, Handler};
+use saya_vmm::memory::{self, GuestMemory};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::input::Input;
+
+/// The least memory that a machine can have, in MiB; addresses of 3 bytes reach its first half.
+const MEMORY_MIB: u64 = 32;
+/// The most steps of one input.
+const STEPS: usize = 256;
+
+/// Guest memory is never unmapped, so that there is one for all runs; each begins with it empty.
+static MEMORY: LazyLock<GuestMemory> = LazyLock::new(|| memory::allocate(MEMORY_MIB).expect("memory"));
+
+pub(crate) fn run(input: &[u8]) {
+    let mut input = Input::new(input);
+    let Some(mut machine) = Machine::new(&mut input) else { return };
+    for _ in 0..STEPS {
+        if machine.step(&mut input).is_none() {
+            return;
+        }
+    }
+}
+
+struct Machine {
+    event_loop: EventLoop,
+    memory: GuestMemory,
+    transport: MmioTransport,
+}
+
+/// Always ready, so that the loop never waits.
+struct Ready(EventFd);
+
+impl Handler for Ready {
+    fn ready(&self, _ready: EventFlags) {}
+}
+
+impl Machine {
+    fn new(input: &mut Input<'_>) -> Option<Self> {
+        let event_loop = EventLoop::new().expect("epoll");
+        let memory = MEMORY.clone();
+        memory::discard(&memory, GuestAddress(0), MEMORY_MIB << 20).expect("empty memory");
+        let device: Box<dyn VirtioDevice> = match input.byte()? % 2 {
+            0 => Box::new(Rng::new(event_loop.clone())),
+            _ => Box::new(Balloon::new(event_loop.clone())),
+        };
+        let registers = RegisterMemory::new(1).expect("registers").file(0)?;
+        let transport = MmioTransport::new(device, memory.clone(), registers).expect("eventfds");
+        Some(Self { event_loop, memory, transport })
+    }
+
+    fn step(&mut self, input: &mut Input<'_>) -> Option<()> {
+        match input.byte()? % 4 {
+            0 => self.write(u64::from(input.byte()?) * 4, input.number::<4>()?),
+            1 => {
+                let address = GuestAddress(input.number::<3>()?);
+                // An address outside memory is not for this step to try.
+                let _ = self.memory.write(input.block()?, address);
+            }
+            2 => self.set_up(input)?,
+            _ => self.notify(input.byte()?.into()),
+        }
+        Some(())
+    }
+
+    fn write(&mut self, register: u64, value: u64) {
+        let bytes = value.to_le_bytes();
+        self.transport.write(register, bytes.get(..4).unwrap_or_default());
+        let mut read = [0; 4];
+        self.transport.read(register, &mut read);
+    }
+
+    /// Resets the device, agrees on all features, enables one queue and says that the driver is ready.
+    fn set_up(&mut self, input: &mut Input<'_>) -> Option<()> {
+        let (queue, size) = (input.byte()?.into(), input.number::<2>()?);
+        let addresses = [input.number::<3>()?, input.number::<3>()?, input.number::<3>()?];
+        let features = input.number::<4>()?;
+        let [table, available, used] = addresses;
+        for (register, value) in [
+            (0x70, 0),
+            (0x70, 1),
+            (0x70, 3),
+            (0x24, 0),
+            (0x20, features),
+            (0x24, 1),
+            (0x20, 1),
+            (0x70, 11),
+            (0x30, queue),
+            (0x38, size),
+            (0x80, table),
+            (0x84, 0),
+            (0x90, available),
+            (0x94, 0),
+            (0xA0, used),
+            (0xA4, 0),
+            (0x44, 1),
+            (0x70, 15),
+        ] {
+            self.write(register, value);
+        }
+        Some(())
+    }
+
+    fn notify(&mut self, queue: usize) {
+        let Some(notification) = self.transport.notifications().get(queue) else { return };
+        let _ = notification.write(1);
+        let ready = Arc::new(Ready(EventFd::new(EFD_NONBLOCK).expect("an eventfd")));
+        let _ = ready.0.write(1);
+        // SAFETY: the descriptor is open as long as `ready`, which outlives the registration.
+        let descriptor =
+            unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&ready.0)) };
+        let _registration = self.event_loop.add(descriptor, EventFlags::IN, ready.clone()).expect("epoll");
+        let mut turns = 0;
+        let served = self.event_loop.run(|| {
+            turns += 1;
+            turns > 2
+        });
+        served.expect("epoll");
+    }
+}
