@@ -119,10 +119,13 @@ fn enter(mount: &Path, directory: &Path) -> Result<(), CgroupError> {
 /// A new cgroup of v1's cpuset has no CPU and takes no process until it is given some
 /// (Documentation/admin-guide/cgroup-v1/cpusets.rst).
 fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
+    // v2 has no such file. There, a cgroup without CPUs of its own has its parent's, and need not have the files below.
+    if !child.join("tasks").exists() {
+        return Ok(());
+    }
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let Ok(value) = fs::read(parent.join(file)) else { return Ok(()) };
-        // With v2 both files are empty at first, which means what the parent has.
-        if fs::read(child.join(file))?.trim_ascii().is_empty() && child.join("tasks").exists() {
+        if fs::read(child.join(file))?.trim_ascii().is_empty() {
             fs::write(child.join(file), value)?;
         }
     }
@@ -185,6 +188,20 @@ fn relative(path: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_cpuset_of_v1_is_given_its_parents_processors() {
+        let directory = tempfile::tempdir().unwrap();
+        let (parent, child) = (directory.path(), directory.path().join("child"));
+        fs::create_dir(&child).unwrap();
+        fs::write(parent.join("cpuset.cpus"), "0-3").unwrap();
+        inherit_cpuset(parent, &child).expect("v2, where the parent gives the controller to none below");
+        for file in ["tasks", "cpuset.cpus"] {
+            fs::write(child.join(file), "").unwrap();
+        }
+        inherit_cpuset(parent, &child).unwrap();
+        assert_eq!(fs::read(child.join("cpuset.cpus")).unwrap(), b"0-3");
+    }
 
     #[test]
     fn the_unified_hierarchy_is_found() {
