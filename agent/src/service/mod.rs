@@ -18,7 +18,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::container::check_id;
 use crate::container::plan::{self, ContainerPlan, ProcessPlan};
-use crate::error::{Action, Error, Result};
+use crate::error::{Action, Error, Result, SpecError};
 use crate::network;
 use crate::power;
 use crate::process::Process;
@@ -44,11 +44,12 @@ impl Service {
     async fn create_container(&self, request: CreateContainerRequest) -> Result<CreateResponse> {
         check_id(&request.container_id)?;
         let streams = StreamNumbers::from_request(&request.streams)?;
-        let plan = ContainerPlan::from_json(&request.container_id, &request.oci_spec, streams.terminal)?;
+        let spec = plan::parse(&request.oci_spec)?;
+        let plan = ContainerPlan::from_spec(&request.container_id, &spec.value, streams.terminal)?;
         let sandbox = Arc::clone(&self.sandbox);
         // A task of its own goes on to its end when the caller goes away.
         let container = unaborted(async move { sandbox.create(&plan, streams).await }).await?;
-        Ok(created(container.first()))
+        Ok(created(container.first(), spec.unknown_fields))
     }
 
     async fn create_process(&self, request: CreateProcessRequest) -> Result<CreateResponse> {
@@ -56,14 +57,15 @@ impl Service {
             return Err(Error::InvalidRequest("exec_id is empty".to_owned()));
         }
         let streams = StreamNumbers::from_request(&request.streams)?;
-        let plan = ProcessPlan::from_json(&request.oci_process, streams.terminal)?;
+        let spec = plan::parse(&request.oci_process)?;
+        let plan = ProcessPlan::from_spec(&spec.value, "process", streams.terminal)?;
         let sandbox = Arc::clone(&self.sandbox);
         let process: Arc<Process> = unaborted(async move {
             let container = sandbox.container(&request.container_id)?;
             container.create_process(&request.exec_id, plan, streams, &sandbox.surroundings).await
         })
         .await?;
-        Ok(created(&process))
+        Ok(created(&process, spec.unknown_fields))
     }
 
     fn signal(&self, request: &SignalProcessRequest) -> Result<()> {
@@ -89,7 +91,11 @@ impl Service {
 
     fn update(&self, request: &UpdateContainerRequest) -> Result<()> {
         let container = self.sandbox.container(&request.container_id)?;
-        container.cgroup().update(&plan::parse(&request.oci_resources)?)
+        let resources = plan::parse(&request.oci_resources)?;
+        if let Some(field) = resources.unknown_fields.first() {
+            return Err(SpecError::not_supported(field, "this limit is not known").into());
+        }
+        container.cgroup().update(&resources.value)
     }
 
     async fn delete(&self, request: ProcessRequest) -> Result<()> {
@@ -264,9 +270,9 @@ fn empty(result: Result<()>) -> ttrpc::Result<Empty> {
     Ok(result.map(|()| Empty::new())?)
 }
 
-fn created(process: &Process) -> CreateResponse {
+fn created(process: &Process, unknown_fields: Vec<String>) -> CreateResponse {
     let pid = process.pid().as_raw_nonzero().get().cast_unsigned();
-    CreateResponse { pid, ..CreateResponse::default() }
+    CreateResponse { pid, unknown_fields, ..CreateResponse::default() }
 }
 
 /// Signals are numbered from 1 to 64 on Linux.

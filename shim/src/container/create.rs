@@ -144,7 +144,9 @@ impl Tasks {
             ..Default::default()
         };
         let answer = agent.calls().create_container(no_timeout(), &request).await;
-        Ok(self.answer(answer).await.map_err(|error| error.context("creating the container"))?.pid)
+        let made = self.answer(answer).await.map_err(|error| error.context("creating the container"))?;
+        tell_unknown_fields(id, &made.unknown_fields);
+        Ok(made.pid)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -177,6 +179,13 @@ impl Tasks {
         exit::watch_init(self, &container);
         exit::watch_out_of_memory(self, &container);
         reservation.fill(container);
+    }
+}
+
+/// Names in containerd's log what of a spec the agent does not know: nobody is to wonder why it has no effect.
+pub(super) fn tell_unknown_fields(process: &str, fields: &[String]) {
+    if !fields.is_empty() {
+        tracing::warn!(process, ?fields, "the spec has fields that are not known and have no effect");
     }
 }
 

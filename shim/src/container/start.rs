@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use saya_agent_api::agent::CreateProcessRequest;
 
+use super::create::tell_unknown_fields;
 use super::error::TaskError;
 use super::process::{Phase, Process};
 use super::tasks::{Container, Freezer, Tasks};
@@ -107,7 +108,10 @@ impl Tasks {
         };
         let answer = agent.calls().create_process(no_timeout(), &request).await;
         match self.answer(answer).await {
-            Ok(made) => process.made(made.pid, io),
+            Ok(made) => {
+                tell_unknown_fields(process.id(), &made.unknown_fields);
+                process.made(made.pid, io);
+            }
             Err(error) => {
                 io.close();
                 process.stopped(Exit { status: NOT_STARTED, at: wall_ns() });

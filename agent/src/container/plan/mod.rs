@@ -16,7 +16,7 @@ mod sysctl;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxResources, Spec};
 use serde::de::DeserializeOwned;
 
 pub(crate) use capabilities::{COUNT as CAPABILITY_COUNT, Capabilities};
@@ -75,23 +75,47 @@ pub(crate) struct ContainerPlan {
     pub(crate) process: ProcessPlan,
 }
 
+/// The most unknown fields that are told of.
+const UNKNOWN_FIELDS_MAX: usize = 64;
+
+/// What was read, and the fields that it had beside.
+#[derive(Debug)]
+pub(crate) struct Parsed<T> {
+    /// What was read.
+    pub(crate) value: T,
+    /// Paths of the fields that are not known. The OCI runtime spec wants them left alone, not refused.
+    pub(crate) unknown_fields: Vec<String>,
+}
+
 /// Reads JSON; a failure names the field.
-pub(crate) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, SpecError> {
+pub(crate) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<Parsed<T>, SpecError> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let field = error.path().to_string();
-        let field = if field == "." { "the spec".to_owned() } else { field };
-        SpecError::invalid(field, error.into_inner().to_string())
-    })
+    let mut track = serde_path_to_error::Track::new();
+    let deserializer = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
+    let mut unknown_fields = Vec::new();
+    let note = |path: serde_ignored::Path<'_>| {
+        if unknown_fields.len() < UNKNOWN_FIELDS_MAX {
+            unknown_fields.push(field_name(&path.to_string()));
+        }
+    };
+    match serde_ignored::deserialize(deserializer, note) {
+        Ok(value) => Ok(Parsed { value, unknown_fields }),
+        Err(error) => {
+            let field = track.path().to_string();
+            let field = if field == "." { "the spec".to_owned() } else { field };
+            Err(SpecError::invalid(field, error.to_string()))
+        }
+    }
+}
+
+/// A path without the marks of optional values.
+fn field_name(path: &str) -> String {
+    path.split('.').filter(|part| *part != "?").collect::<Vec<_>>().join(".")
 }
 
 impl ContainerPlan {
-    /// Reads a `config.json`. `terminal` is what the request says, and must be what the spec says.
-    pub(crate) fn from_json(id: &str, json: &[u8], terminal: Option<WindowSize>) -> Result<Self, SpecError> {
-        Self::from_spec(id, &parse(json)?, terminal)
-    }
-
-    fn from_spec(id: &str, spec: &Spec, terminal: Option<WindowSize>) -> Result<Self, SpecError> {
+    /// Checks a `config.json`. `terminal` is what the request says, and must be what the spec says.
+    pub(crate) fn from_spec(id: &str, spec: &Spec, terminal: Option<WindowSize>) -> Result<Self, SpecError> {
         check_version(spec.version())?;
         refuse_other_systems(spec)?;
         let root = spec.root().as_ref().ok_or_else(|| SpecError::invalid("root", "is missing"))?;
@@ -126,10 +150,11 @@ impl ContainerPlan {
     }
 }
 
+#[cfg(test)]
 impl ProcessPlan {
-    /// Reads the `process` object of an additional process.
+    /// Reads and checks the `process` object of an additional process.
     pub(crate) fn from_json(json: &[u8], terminal: Option<WindowSize>) -> Result<Self, SpecError> {
-        Self::from_spec(&parse::<Process>(json)?, "process", terminal)
+        Self::from_spec(&parse(json)?.value, "process", terminal)
     }
 }
 
@@ -188,4 +213,17 @@ fn absolute_paths(paths: Option<&[String]>, field: &str) -> Result<Vec<PathBuf>,
     paths
         .map(|(index, path)| absolute(Path::new(path), &format!("{field}[{index}]")).map(Path::to_owned))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_that_are_not_known_are_named_and_left_alone() {
+        let json =
+            br#"{"ociVersion":"1.0.2","linux":{"new":1,"resources":{"cpu":{"fancy":{"a":2}}}},"more":[]}"#;
+        let parsed = parse::<Spec>(json).unwrap();
+        assert_eq!(parsed.unknown_fields, ["linux.new", "linux.resources.cpu.fancy", "more"]);
+    }
 }

@@ -65,8 +65,8 @@ pub(crate) struct ProcessPlan {
 }
 
 impl ProcessPlan {
-    /// Reads the object at `field`. `terminal` is what the request says about one.
-    pub(super) fn from_spec(
+    /// Checks the object at `field`. `terminal` is what the request says about one.
+    pub(crate) fn from_spec(
         process: &Process,
         field: &str,
         terminal: Option<WindowSize>,
