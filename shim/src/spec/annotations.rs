@@ -1,5 +1,7 @@
 //! The annotations that the shim reads.
 
+use serde_json::Value;
+
 /// `sandbox` or `container`, set by containerd's CRI plugin.
 pub(crate) const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// The id of the sandbox that a container belongs to, set by containerd's CRI plugin.
@@ -10,3 +12,43 @@ pub(crate) const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota"
 pub(crate) const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 /// The pod's memory limit in bytes, set by containerd's CRI plugin.
 pub(crate) const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// What annotations begin with that are meant for a runtime like this one. None of them has a meaning yet.
+const RUNTIME_PREFIXES: [&str; 2] = ["io.saya.", "io.katacontainers.config."];
+
+/// An annotation that asks this runtime for something that it does not know.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "annotation {0:?} is not supported: a pod's size follows from its limits, all else from the configuration file"
+)]
+pub(crate) struct UnknownAnnotation(String);
+
+/// Checks that no annotation asks this runtime for what would be ignored. Those of others pass.
+///
+/// # Errors
+/// The first such annotation.
+pub(crate) fn check(spec: &Value) -> Result<(), UnknownAnnotation> {
+    let annotations = spec.get("annotations").and_then(Value::as_object);
+    let is_ours = |key: &&String| RUNTIME_PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+    match annotations.and_then(|annotations| annotations.keys().find(is_ours)) {
+        Some(key) => Err(UnknownAnnotation(key.chars().take(200).collect())),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_annotation_that_would_be_ignored_is_refused_by_name_and_those_of_others_pass() {
+        let spec = json!({"annotations": {"io.kubernetes.cri.container-type": "sandbox", "note": "x"}});
+        assert_eq!(check(&spec), Ok(()));
+        for key in ["io.saya.colour", "io.katacontainers.config.hypervisor.default_vcpus"] {
+            let message = check(&json!({"annotations": {key: "2"}})).unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+        }
+    }
+}

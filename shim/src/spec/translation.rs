@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use saya_agent_api::SHARE_PATH;
 use serde_json::{Value, json};
 
+use super::annotations::{self, UnknownAnnotation};
 use super::devices::{self, DeviceError};
 use super::hooks::{self, HookError, HostHooks};
 use super::mounts::{self, MountError, SourceKind, Volume};
@@ -45,6 +46,9 @@ pub(crate) enum TranslationError {
     /// Not usable at all.
     #[error(transparent)]
     Document(#[from] DocumentError),
+    /// An annotation that would be ignored.
+    #[error(transparent)]
+    Annotation(#[from] UnknownAnnotation),
     /// A namespace that the guest cannot give.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
@@ -73,6 +77,7 @@ pub(crate) enum TranslationError {
 /// # Errors
 /// Anything that the guest cannot give; the message names the key and its value.
 pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Translation, TranslationError> {
+    annotations::check(spec.value())?;
     check_process(spec)?;
     let root = root_path(spec, context)?;
     let mut guest = spec.value().as_object().ok_or(DocumentError::NotAnObject)?.clone();
