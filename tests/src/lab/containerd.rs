@@ -5,10 +5,13 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::debian::output_of;
@@ -39,9 +42,9 @@ pub struct Places {
     pub cni_configuration: PathBuf,
 }
 
-/// A containerd that answers.
+/// A containerd that answers, and is started anew when it ends by itself, as systemd would do it.
 pub struct Containerd {
-    process: Child,
+    supervised: Supervised,
     socket: PathBuf,
 }
 
@@ -65,8 +68,10 @@ impl Containerd {
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         let process = command.stdout(log.try_clone()?).stderr(log).spawn();
         let process = process.context("starting containerd: is the package containerd installed?")?;
-        let containerd = Self { process, socket: places.socket.clone() };
-        match wait_for_ready(&notices) {
+        let ready = wait_for_ready(&notices);
+        let containerd =
+            Self { supervised: Supervised::new(process, command), socket: places.socket.clone() };
+        match ready {
             Ok(()) => Ok(containerd),
             Err(error) => {
                 let log = fs::read_to_string(&places.log).unwrap_or_default();
@@ -128,12 +133,56 @@ impl Containerd {
     /// # Errors
     ///
     /// It cannot be waited for.
-    pub fn stop(mut self) -> Result<()> {
-        // It may have ended by itself; the wait says so.
-        let _ = kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM);
-        self.process.wait()?;
-        Ok(())
+    pub fn stop(self) -> Result<()> {
+        self.supervised.stop()
     }
+}
+
+/// A process that is replaced when it ends without having been asked to.
+struct Supervised {
+    /// The process, until it is asked to end.
+    current: Arc<Mutex<Option<Pid>>>,
+    supervisor: JoinHandle<Result<()>>,
+}
+
+impl Supervised {
+    /// Watches over `process`, which `command` has started.
+    fn new(process: Child, command: Command) -> Self {
+        let current = Arc::new(Mutex::new(Some(pid_of(&process))));
+        let watched = current.clone();
+        Self { current, supervisor: thread::spawn(move || supervise(process, command, &watched)) }
+    }
+
+    fn stop(self) -> Result<()> {
+        if let Some(pid) = lock(&self.current).take() {
+            // It may have ended by itself just now; it has not been waited for.
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+        self.supervisor.join().unwrap_or_else(|_| bail!("the thread that watches over containerd died"))
+    }
+}
+
+fn supervise(mut process: Child, mut command: Command, current: &Mutex<Option<Pid>>) -> Result<()> {
+    loop {
+        // The pid stays its own until it is waited for, which is done under the lock.
+        waitid(Id::Pid(pid_of(&process)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+        let mut current = lock(current);
+        process.wait()?;
+        if current.is_none() {
+            return Ok(());
+        }
+        process = command.spawn().context("starting containerd again")?;
+        *current = Some(pid_of(&process));
+    }
+}
+
+fn pid_of(process: &Child) -> Pid {
+    Pid::from_raw(process.id().cast_signed())
+}
+
+fn lock(current: &Mutex<Option<Pid>>) -> MutexGuard<'_, Option<Pid>> {
+    // What it guards is changed by one assignment.
+    current.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn configuration(places: &Places) -> String {
