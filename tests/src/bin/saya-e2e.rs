@@ -25,6 +25,9 @@ struct Options {
     /// Where the verdict is written as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// The long forms of the tests that have one: more repetitions, and whatever CI has no time for.
+    #[arg(long)]
+    long: bool,
     /// Check this one test in this process.
     #[arg(long)]
     run: Option<String>,
@@ -37,9 +40,14 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(name) = &options.run {
-        return runner::run_here(name, &options.runtime).map(|()| ExitCode::SUCCESS);
+        return runner::run_here(name, &options.runtime, options.long).map(|()| ExitCode::SUCCESS);
     }
-    let selection = runner::Selection { runtime: options.runtime, shard: options.shard, only: options.only };
+    let selection = runner::Selection {
+        runtime: options.runtime,
+        shard: options.shard,
+        only: options.only,
+        long: options.long,
+    };
     let verdict = runner::run(&selection)?;
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&verdict)?;

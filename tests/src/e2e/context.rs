@@ -34,6 +34,8 @@ pub struct Context {
     pub runtime: String,
     /// Empty at the test's beginning, removed after its end.
     pub scratch: PathBuf,
+    /// Whether the long form of a test is wanted.
+    pub long: bool,
 }
 
 /// What a container printed and how it ended.
@@ -75,6 +77,11 @@ impl From<Output> for Ended {
 }
 
 impl Context {
+    /// Whether the runtime under test is not ours, but what ours is compared with.
+    pub(super) fn is_control(&self) -> bool {
+        self.runtime == "io.containerd.runc.v2"
+    }
+
     /// `ctr run` with `flags`, not started.
     pub(super) fn run_command(&self, flags: &[&str], image: &str, id: &str, command: &[&str]) -> Command {
         let mut ctr = Command::new("ctr");

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::context::{Context, Ended, ctr};
+use super::context::{Context, Ended, Running, ctr};
 
 /// An image's files, mounted writable on the host as long as this lives.
 pub(super) struct ImageRoot {
@@ -34,13 +34,42 @@ impl ImageRoot {
         })
     }
 
-    /// Runs a container with this root, by containerd's default spec and what `change` does to it.
+    /// Runs a container with this root, by containerd's default spec and what `change` does to it, to its end.
     pub(super) fn run(
         &self,
         context: &Context,
         id: &str,
         change: impl FnOnce(&mut Value),
     ) -> anyhow::Result<Ended> {
+        let mut run = self.command(context, id, &["--rm"], change)?;
+        Ok(run.stdin(Stdio::null()).output().context("cannot start ctr")?.into())
+    }
+
+    /// The same in the background, with `command`.
+    pub(super) fn start(
+        &self,
+        context: &Context,
+        id: &str,
+        command: &[&str],
+        change: impl FnOnce(&mut Value),
+    ) -> anyhow::Result<Running> {
+        let mut run = self.command(context, id, &["--detach"], |spec| {
+            merge(spec, &json!({"process": {"args": command, "terminal": false}}));
+            change(spec);
+        })?;
+        let ended: Ended = run.stdin(Stdio::null()).output().context("cannot start ctr")?.into();
+        ended.expect_status(0)?;
+        Ok(Running { id: id.to_owned() })
+    }
+
+    /// The same, not started, and with flags of `ctr run`.
+    pub(super) fn command(
+        &self,
+        context: &Context,
+        id: &str,
+        flags: &[&str],
+        change: impl FnOnce(&mut Value),
+    ) -> anyhow::Result<Command> {
         let mut spec: Value =
             serde_json::from_str(&ctr(["oci", "spec"])?).context("`ctr oci spec` gave no JSON")?;
         let environment = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
@@ -52,11 +81,8 @@ impl ImageRoot {
         let file = context.scratch.join(format!("{id}.json"));
         fs::write(&file, spec.to_string())?;
         let mut run = Command::new("ctr");
-        run.args(["run", "--rm", "--runtime", &context.runtime, "--config"])
-            .arg(file)
-            .arg(id)
-            .stdin(Stdio::null());
-        Ok(run.output().context("cannot start ctr")?.into())
+        run.args(["run", "--runtime", &context.runtime]).args(flags).arg("--config").arg(file).arg(id);
+        Ok(run)
     }
 }
 
@@ -70,7 +96,7 @@ impl Drop for ImageRoot {
 }
 
 /// Sets in `target` what `changes` holds, objects merged and everything else replaced.
-fn merge(target: &mut Value, changes: &Value) {
+pub(super) fn merge(target: &mut Value, changes: &Value) {
     match (target, changes) {
         (Value::Object(target), Value::Object(changes)) => {
             for (key, value) in changes {

@@ -1,13 +1,13 @@
 //! Nothing is left behind, whatever happened. The runner looks for leftovers after every test; these make many.
 
-use std::fs;
 use std::thread;
 
-use anyhow::{Context as _, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::ensure;
+use rustix::process::{Signal, kill_process};
 
 use super::Test;
 use super::context::{BUSYBOX, Context, eventually};
+use super::task_api::shim_of;
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "ten_containers_one_after_another_leave_nothing", check: ten_in_sequence },
@@ -50,21 +50,4 @@ fn killed_shim(context: &Context) -> anyhow::Result<()> {
 /// Kills the shim that containerd started for a container.
 pub(super) fn kill_shim_of(container: &str) -> anyhow::Result<()> {
     Ok(kill_process(shim_of(container)?, Signal::KILL)?)
-}
-
-/// The shim that containerd started for a container: its command line has `-id <container>`.
-fn shim_of(container: &str) -> anyhow::Result<Pid> {
-    let wanted = format!("\0-id\0{container}\0");
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Some(id) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let command_line = fs::read(path.join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&command_line).contains(&wanted) {
-            return Pid::from_raw(id).context("process 0");
-        }
-    }
-    anyhow::bail!("no process has -id {container} in its command line")
 }

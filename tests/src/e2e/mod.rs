@@ -1,7 +1,9 @@
 //! End-to-end tests: what a user of `ctr` is promised, checked under a real containerd. They run inside the lab (or on a
 //! host with hardware virtualization) by the `saya-e2e` binary, against our runtime or, as the control, against runc.
 
+mod bad_input;
 pub mod context;
+mod events;
 mod exec;
 mod files;
 mod identity;
@@ -10,10 +12,17 @@ mod jail;
 mod kill_matrix;
 mod leftovers;
 mod lifecycle;
+mod mounts;
 mod network;
+mod oci_spec;
 mod pods;
+mod pseudo_terminal;
+mod resources;
+mod restart;
 pub mod runner;
 mod stdio;
+mod task_api;
+mod terminal;
 mod workloads;
 
 use context::Context;
@@ -36,10 +45,17 @@ pub fn all() -> Vec<Test> {
         files::TESTS,
         network::TESTS,
         pods::TESTS,
+        mounts::TESTS,
         exec::TESTS,
+        events::TESTS,
+        terminal::TESTS,
+        oci_spec::TESTS,
+        resources::TESTS,
         workloads::TESTS,
         jail::TESTS,
         kill_matrix::TESTS,
+        bad_input::TESTS,
+        restart::TESTS,
         leftovers::TESTS,
     ]
     .concat()

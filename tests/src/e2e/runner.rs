@@ -31,6 +31,8 @@ pub struct Selection {
     pub shard: (usize, usize),
     /// Only tests whose name contains this.
     pub only: String,
+    /// Whether tests that have a long form run in it.
+    pub long: bool,
 }
 
 /// How the tests ended.
@@ -72,7 +74,7 @@ pub fn run(selection: &Selection) -> anyhow::Result<Verdict> {
     let mut verdict = Verdict::default();
     for test in tests {
         let begin = Instant::now();
-        let outcome = run_one(&test, &selection.runtime);
+        let outcome = run_one(&test, selection);
         let took = begin.elapsed().as_secs_f64();
         match outcome {
             Ok(()) => {
@@ -95,9 +97,9 @@ fn selected(selection: &Selection) -> Vec<Test> {
     wanted.enumerate().filter(|(index, _)| index % of.max(1) == shard).map(|(_, test)| test).collect()
 }
 
-fn run_one(test: &Test, runtime: &str) -> anyhow::Result<()> {
+fn run_one(test: &Test, selection: &Selection) -> anyhow::Result<()> {
     let before = Holdings::now();
-    let outcome = run_in_process(test.name, runtime);
+    let outcome = run_in_process(test.name, selection);
     let removed = remove_containers();
     let left = wait_until_gone(&before);
     outcome?;
@@ -107,9 +109,10 @@ fn run_one(test: &Test, runtime: &str) -> anyhow::Result<()> {
 }
 
 /// Runs one test as a child (`saya-e2e --run NAME`), and kills it with all it started when its time is over.
-fn run_in_process(name: &str, runtime: &str) -> anyhow::Result<()> {
+fn run_in_process(name: &str, selection: &Selection) -> anyhow::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--runtime", runtime, "--run", name])
+        .args(["--runtime", &selection.runtime, "--run", name])
+        .args(selection.long.then_some("--long"))
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -159,14 +162,14 @@ impl Deadline {
 ///
 /// # Errors
 /// What the test found wrong.
-pub fn run_here(name: &str, runtime: &str) -> anyhow::Result<()> {
+pub fn run_here(name: &str, runtime: &str, long: bool) -> anyhow::Result<()> {
     let test = super::all()
         .into_iter()
         .find(|test| test.name == name)
         .with_context(|| format!("no test {name:?}"))?;
     let scratch = PathBuf::from(format!("/tmp/saya-e2e-{}", std::process::id()));
     fs::create_dir_all(&scratch)?;
-    let outcome = (test.check)(&Context { runtime: runtime.to_owned(), scratch: scratch.clone() });
+    let outcome = (test.check)(&Context { runtime: runtime.to_owned(), scratch: scratch.clone(), long });
     fs::remove_dir_all(&scratch)?;
     outcome
 }

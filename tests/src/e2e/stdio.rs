@@ -1,13 +1,20 @@
 //! Bytes flow, in order, complete, and apart.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::ensure;
+use containerd_shim_protos::api::{DeleteResponse, Empty, ExecProcessRequest, StartResponse};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::Test;
-use super::context::{BUSYBOX, Context, converse, ctr};
+use super::context::{BUSYBOX, Context, converse, ctr, eventually};
+use super::task_api::Task;
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "sixty_four_mebibytes_pass_through_cat_unchanged", check: through_cat },
@@ -16,6 +23,8 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "output_written_just_before_the_exit_is_complete", check: last_output },
     Test { name: "null_io_discards_output_and_keeps_the_status", check: null_io },
     Test { name: "a_file_log_uri_gets_the_output", check: file_log },
+    Test { name: "a_binary_logger_gets_both_outputs_and_one_that_is_not_there_is_named", check: loggers },
+    Test { name: "readers_of_output_may_come_late_go_away_and_come_again", check: readers_come_and_go },
 ];
 
 fn through_cat(context: &Context) -> anyhow::Result<()> {
@@ -84,4 +93,62 @@ fn file_log(context: &Context) -> anyhow::Result<()> {
     let text = fs::read_to_string(&log)?;
     ensure!(text.contains("logged\n") && text.contains("also\n"), "the log holds {text:?}");
     Ok(())
+}
+
+fn loggers(context: &Context) -> anyhow::Result<()> {
+    let script = "#!/bin/sh\ntrap '' TERM\nexec 5>&-\ncat <&3 >$1/out &\ncat <&4 >$1/err\nwait\n\
+        echo $CONTAINER_NAMESPACE/$CONTAINER_ID >$1/who\n";
+    let logger = program(&context.scratch.join("logger"), script)?;
+    let flags = |logger: &str| format!("binary://{logger}?{}", context.scratch.display());
+    let ended = context.run(
+        &["--log-uri", &flags(&logger)],
+        "logged",
+        &["sh", "-c", "echo out; echo err >&2; exit 4"],
+    )?;
+    ended.expect_status(4)?;
+    let read = |name: &str| {
+        Ok::<_, anyhow::Error>(fs::read_to_string(context.scratch.join(name)).unwrap_or_default())
+    };
+    eventually("the logger has ended", || Ok(read("who")? == "default/logged\n"))?;
+    ensure!(read("out")? == "out\n" && read("err")? == "err\n", "{:?}, {:?}", read("out")?, read("err")?);
+
+    let ended = context.run(&["--log-uri", &flags("/no/such/logger")], "unlogged", &["true"])?;
+    ensure!(ended.status != Some(0) && ended.stderr.contains("/no/such/logger"), "{ended:?}");
+    Ok(())
+}
+
+fn program(path: &Path, text: &str) -> anyhow::Result<String> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
+    Ok(path.display().to_string())
+}
+
+/// Nobody reads at first, then somebody who goes away, then somebody else.
+fn readers_come_and_go(context: &Context) -> anyhow::Result<()> {
+    if context.is_control() {
+        // runc's shim starts no process before its output has a reader.
+        return Ok(());
+    }
+    let container = context.start(BUSYBOX, "readers", &[], &["sleep", "3600"])?;
+    let task = Task::of("readers")?;
+    let fifo = context.scratch.join("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0)?;
+    let wait = |file: &str| format!("until [ -e {file} ]; do usleep 10000; done");
+    let script = format!("echo one; {}; echo two; {}; echo three; exit 8", wait("/first"), wait("/second"));
+    let request = ExecProcessRequest {
+        stdout: fifo.display().to_string(),
+        ..task.exec_request("writer", &task.process(&json!({"args": ["sh", "-c", script]}))?)
+    };
+    let _: Empty = task.expect("Exec", &request)?;
+    let _: StartResponse = task.expect("Start", &task.start_request("writer"))?;
+    for (number, expected) in ["one\n", "two\n", "three\n"].into_iter().enumerate() {
+        let mut line = String::new();
+        BufReader::new(fs::File::open(&fifo)?).read_line(&mut line)?;
+        ensure!(line == expected, "reader {number} got {line:?}");
+        let name = ["/first", "/second", "/third"][number];
+        container.exec(&format!("touch-{number}"), &["touch", name])?.expect_status(0)?;
+    }
+    ensure!(task.wait("writer")?.exit_status == 8, "the writer did not end as it wanted");
+    let _: DeleteResponse = task.expect("Delete", &task.delete_request("writer"))?;
+    container.remove()
 }

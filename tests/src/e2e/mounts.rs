@@ -1,0 +1,253 @@
+//! Mounts in all their forms, and what cannot be mounted.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, ensure};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
+use serde_json::{Value, json};
+
+use super::Test;
+use super::context::{BUSYBOX, Context, Ended, ImageRoot, REDIS, bind, eventually};
+use super::task_api::Task;
+
+pub(super) const TESTS: &[Test] = &[
+    Test { name: "mounts_of_every_form_are_as_the_spec_says", check: forms },
+    Test { name: "a_host_mount_below_an_rslave_bind_appears_in_the_running_container", check: propagation },
+    Test { name: "sockets_and_fifos_in_a_volume_join_two_containers_of_one_pod", check: between_containers },
+    Test { name: "sockets_devices_and_file_systems_of_the_host_are_refused_by_name", check: refused },
+];
+
+/// A mount of the test's own on the host, as long as this lives.
+struct HostMount(PathBuf);
+
+impl HostMount {
+    fn tmpfs(path: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(path)?;
+        mount("tmpfs", path, "tmpfs", MountFlags::empty(), c"size=1m")?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// A mount point whose later mounts reach those who asked for them.
+    fn shared(path: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(path)?;
+        mount_bind(path, path)?;
+        let mounted = Self(path.to_owned());
+        mount_change(path, MountPropagationFlags::SHARED)?;
+        Ok(mounted)
+    }
+}
+
+impl Drop for HostMount {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
+            eprintln!("cannot unmount {}: {error}", self.0.display());
+        }
+    }
+}
+
+fn bind_of(source: &Path, destination: &str, options: &[&str]) -> Value {
+    json!({"destination": destination, "type": "bind", "source": source, "options": options})
+}
+
+fn forms(context: &Context) -> anyhow::Result<()> {
+    let root = ImageRoot::mount(BUSYBOX, context.scratch.join("root"))?;
+    let host = context.scratch.join("host");
+    for directory in ["outer/inner-place", "inner", "tree/below", "plain"] {
+        fs::create_dir_all(host.join(directory))?;
+    }
+    for file in ["outer/file", "inner/file", "plain/file", "tree/file"] {
+        fs::write(host.join(file), format!("{file}\n"))?;
+    }
+    fs::write(host.join("plain/program"), "#!/bin/sh\necho ran\n")?;
+    std::os::unix::fs::chown(host.join("plain/program"), Some(0), Some(0))?;
+    fs::set_permissions(host.join("plain/program"), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let below = HostMount::tmpfs(&host.join("tree/below"))?;
+    fs::write(host.join("tree/below/mounted"), "mounted\n")?;
+    fs::create_dir_all(context.scratch.join("root/real"))?;
+    symlink("real", context.scratch.join("root/alias"))?;
+
+    let mounts = [
+        bind_of(&host.join("outer"), "/outer", &["rbind", "rw"]),
+        bind_of(&host.join("inner"), "/outer/inner-place", &["bind", "ro"]),
+        bind_of(&host.join("plain"), "/alias/data", &["bind", "rw"]),
+        bind_of(&host.join("tree"), "/recursive", &["rbind", "ro"]),
+        bind_of(&host.join("tree"), "/flat", &["bind"]),
+        bind_of(&host.join("plain"), "/strict", &["bind", "rw", "noexec", "nosuid", "nodev"]),
+        bind_of(&host.join("plain/file"), "/etc/one", &["bind", "ro"]),
+        json!({"destination": "/small", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "mode=0711", "nosuid"]}),
+    ];
+    let container = root.start(context, "forms", &["sleep", "3600"], |spec| {
+        if let Some(list) = spec.pointer_mut("/mounts").and_then(Value::as_array_mut) {
+            list.extend(mounts);
+        }
+    })?;
+    let task = Task::of("forms")?;
+    let shell = |exec: &str, script: &str| task.shell(exec, &context.scratch, script);
+    let refused = |exec: &str, script: &str, words: &str| -> anyhow::Result<()> {
+        let script = format!("exec 2>&1; {script}");
+        let (status, text) = task.exec(exec, &context.scratch, &json!({"args": ["sh", "-c", script]}))?;
+        ensure!(status != 0 && text.contains(words), "{script}: status {status}, {text:?}");
+        Ok(())
+    };
+    let read = shell(
+        "read",
+        "cat /outer/file /outer/inner-place/file /real/data/file /recursive/below/mounted \
+        /recursive/file /etc/one; ls /flat/below | wc -l; /real/data/program",
+    )?;
+    ensure!(
+        read == "outer/file\ninner/file\nplain/file\nmounted\ntree/file\nplain/file\n0\nran\n",
+        "{read:?}"
+    );
+    refused("nested", "touch /outer/inner-place/new", "Read-only")?;
+    refused("file", "echo > /etc/one", "Read-only")?;
+    refused("tree", "touch /recursive/new", "Read-only")?;
+    refused("program", "/strict/program", "Permission denied")?;
+    shell("write", "touch /outer/new /real/data/new /strict/new")?;
+    ensure!(
+        host.join("outer/new").exists() && host.join("plain/new").exists(),
+        "writes did not reach the host"
+    );
+    // What is made on the host is seen inside, and what is removed is gone.
+    fs::write(host.join("outer/late"), "late\n")?;
+    ensure!(shell("late", "cat /outer/late; rm /outer/late")? == "late\n", "the late file");
+    ensure!(!host.join("outer/late").exists(), "a file removed in the container stays on the host");
+
+    let tmpfs = shell("tmpfs", "stat -c %a /small; df -k /small /dev/shm | awk 'NR>1{print $2}'")?;
+    ensure!(tmpfs == "711\n64\n65536\n", "{tmpfs:?}");
+    kernel_file_systems(&shell("kernel", "cat /proc/self/mounts")?)?;
+    refused("sysfs", "mkdir /sys/kernel/new", "Read-only")?;
+    refused("sysctl", "echo 1 > /proc/sys/kernel/panic", "Read-only")?;
+    let masked = shell(
+        "masked",
+        "cat /proc/kcore /proc/keys 2>/dev/null | wc -c; ls /proc/acpi /sys/firmware 2>/dev/null | grep -v : | wc -w",
+    )?;
+    ensure!(masked == "0\n0\n", "{masked:?}");
+    container.remove()?;
+    drop(below);
+    Ok(())
+}
+
+/// Checks the lines of `/proc/self/mounts` that every container has.
+fn kernel_file_systems(mounts: &str) -> anyhow::Result<()> {
+    for (place, kind, options) in [
+        ("/proc", "proc", ["nosuid", "noexec", "nodev"].as_slice()),
+        ("/dev", "tmpfs", &["nosuid"]),
+        ("/dev/pts", "devpts", &["nosuid", "noexec"]),
+        ("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev"]),
+        ("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        ("/sys", "sysfs", &["ro", "nosuid", "noexec", "nodev"]),
+        ("/small", "tmpfs", &["rw", "nosuid"]),
+        ("/strict", "", &["rw", "nosuid", "nodev", "noexec"]),
+    ] {
+        let mut lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let line = lines.find(|line| line.get(1) == Some(&place));
+        let line = line.with_context(|| format!("nothing is mounted at {place}: {mounts}"))?;
+        let shown: Vec<&str> = line.get(3).map(|options| options.split(',').collect()).unwrap_or_default();
+        ensure!(kind.is_empty() || line.get(2) == Some(&kind), "{place}: {line:?}");
+        ensure!(
+            options.iter().all(|option| shown.contains(option)),
+            "{place} lacks one of {options:?}: {line:?}"
+        );
+    }
+    Ok(())
+}
+
+fn propagation(context: &Context) -> anyhow::Result<()> {
+    let source = context.scratch.join("shared");
+    let shared = HostMount::shared(&source)?;
+    fs::create_dir(source.join("late"))?;
+    let mounts = [bind(&source, "/slave", "rbind:rslave"), bind(&source, "/private", "rbind:rprivate")];
+    let flags = ["--mount", &mounts[0], "--mount", &mounts[1]];
+    let container = context.start(BUSYBOX, "propagation", &flags, &["sleep", "3600"])?;
+    let task = Task::of("propagation")?;
+    let late = HostMount::tmpfs(&source.join("late"))?;
+    fs::write(source.join("late/file"), "late\n")?;
+    let mut tries = 0;
+    eventually("the host's late mount appears in the container", || {
+        tries += 1;
+        let script = "cat /slave/late/file 2>/dev/null; ls -A /private/late";
+        Ok(task.shell(&format!("look-{tries}"), &context.scratch, script)? == "late\n")
+    })?;
+    drop(late);
+    eventually("the host's unmount is seen too", || {
+        tries += 1;
+        Ok(task.shell(&format!("look-{tries}"), &context.scratch, "ls -A /slave/late")?.is_empty())
+    })?;
+    container.remove()?;
+    drop(shared);
+    Ok(())
+}
+
+fn between_containers(context: &Context) -> anyhow::Result<()> {
+    let volume = context.scratch.join("volume");
+    fs::create_dir(&volume)?;
+    mknodat(CWD, volume.join("fifo"), FileType::Fifo, Mode::RWXU, 0)?;
+    let mount = bind(&volume, "/share", "rbind:rw");
+    let sandbox_id = "io.kubernetes.cri.sandbox-id=server";
+    let of_kind = |kind| ["--mount", mount.as_str(), "--annotation", sandbox_id, "--annotation", kind];
+    let serve = ["redis-server", "--port", "0", "--unixsocket", "/share/redis.sock", "--save", ""];
+    let server =
+        context.start(REDIS, "server", &of_kind("io.kubernetes.cri.container-type=sandbox"), &serve)?;
+    let member = of_kind("io.kubernetes.cri.container-type=container");
+    let client = context.start(REDIS, "client", &member, &["sleep", "3600"])?;
+    let wait =
+        "n=0; until [ -S /share/redis.sock ]; do n=$((n+1)); [ $n -lt 600 ] || exit 1; sleep 0.1; done";
+    client.exec("wait", &["sh", "-c", wait])?.expect_status(0)?;
+    let ping = client.exec("ping", &["redis-cli", "-s", "/share/redis.sock", "ping"])?.expect_status(0)?;
+    ensure!(ping.text() == "PONG\n", "{ping:?}");
+
+    let reader = server
+        .exec_command(&[], "read", &["sh", "-c", "read line < /share/fifo; echo $line"])
+        .stdin(Stdio::null())
+        .spawn()?;
+    client.exec("write", &["sh", "-c", "echo through a fifo > /share/fifo"])?.expect_status(0)?;
+    let read: Ended = reader.wait_with_output()?.into();
+    ensure!(read.text() == "through a fifo\n", "{read:?}");
+    client.remove()?;
+    server.remove()
+}
+
+fn refused(context: &Context) -> anyhow::Result<()> {
+    if context.is_control() {
+        // runc's containers are on the host and reach all of it.
+        return Ok(());
+    }
+    let socket = context.scratch.join("socket");
+    let _listener = UnixListener::bind(&socket)?;
+    let fifo = context.scratch.join("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0)?;
+    let socket = socket.display().to_string();
+    let fifo = fifo.display().to_string();
+    let table: [(&[&str], &str); 6] = [
+        (
+            &["--mount", &format!("type=bind,src={socket},dst=/x,options=bind")],
+            &format!("{socket:?} is a socket"),
+        ),
+        (
+            &["--mount", &format!("type=bind,src={fifo},dst=/x,options=bind")],
+            &format!("{fifo:?} is a named pipe"),
+        ),
+        (&["--mount", "type=bind,src=/dev/kvm,dst=/x,options=bind"], "/dev/kvm"),
+        (&["--mount", "type=ext4,src=/dev/vda,dst=/x,options=ro"], "file system of type \"ext4\""),
+        (
+            &[
+                "--mount",
+                &format!("type=bind,src={},dst=/x,options=rbind:rshared", context.scratch.display()),
+            ],
+            "rshared",
+        ),
+        (&["--device", "/dev/kvm"], "/dev/kvm"),
+    ];
+    for (number, (flags, words)) in table.iter().enumerate() {
+        let ended = context.run(flags, &format!("refused-{number}"), &["true"])?;
+        ensure!(ended.status != Some(0) && ended.stderr.contains(words), "{flags:?}: {ended:?}");
+    }
+    Ok(())
+}

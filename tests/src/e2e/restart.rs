@@ -1,0 +1,69 @@
+//! containerd goes and comes again; its containers do not notice. Whoever runs containerd starts it anew: systemd, the lab.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Test;
+use super::context::{BUSYBOX, Context, bind, ctr, eventually};
+use super::events::Events;
+use super::task_api::Task;
+
+pub(super) const TESTS: &[Test] =
+    &[Test { name: "containers_outlive_a_killed_containerd_and_are_found_again", check: restart }];
+
+fn restart(context: &Context) -> anyhow::Result<()> {
+    let log = context.scratch.join("log");
+    let uri = format!("file://{}", log.display());
+    let ticks = ["sh", "-c", "while :; do echo tick; usleep 50000; done"];
+    let survivor = context.start(BUSYBOX, "survivor", &["--log-uri", &uri], &ticks)?;
+    let mount = bind(&context.scratch, "/share", "rbind:rw");
+    let until = ["sh", "-c", "until [ -e /share/go ]; do usleep 50000; done; exit 6"];
+    context.start(BUSYBOX, "mortal", &["--null-io", "--mount", &mount], &until)?;
+    let before = line_of("survivor")?;
+
+    let killed = containerd()?;
+    kill_process(killed, Signal::KILL)?;
+    // One ends while nobody is there to be told.
+    fs::write(context.scratch.join("go"), "")?;
+    eventually("containerd is back", || {
+        Ok(containerd().is_ok_and(|pid| pid != killed) && ctr(["task", "ls"]).is_ok())
+    })?;
+
+    ensure!(line_of("survivor")? == before, "it was {before:?} and is {:?}", line_of("survivor")?);
+    let written = fs::metadata(&log)?.len();
+    eventually("the log grows on", || Ok(fs::metadata(&log)?.len() > written))?;
+    let exec = survivor.exec("after", &["echo", "still here"])?.expect_status(0)?;
+    ensure!(exec.text() == "still here\n", "{exec:?}");
+    eventually("the other has ended", || Ok(line_of("mortal")?.ends_with("STOPPED")))?;
+    ensure!(Task::of("mortal")?.wait("")?.exit_status == 6, "its status is lost");
+    // Ends with the status of the task.
+    ctr(["task", "rm", "mortal"]).ok();
+    ctr(["container", "rm", "mortal"])?;
+
+    let events = Events::follow()?;
+    let task = Task::of("survivor")?;
+    ctr(["task", "kill", "--signal", "SIGKILL", "survivor"])?;
+    let exit = events.expect("/tasks/exit", "survivor")?;
+    ensure!(exit["exit_status"] == 137 && task.wait("")?.exit_status == 137, "{exit}");
+    survivor.remove()
+}
+
+/// A task's line in the list, its words joined by one space.
+fn line_of(container: &str) -> anyhow::Result<String> {
+    let list = ctr(["task", "ls"])?;
+    let line = list.lines().find(|line| line.split_whitespace().next() == Some(container));
+    let line = line.with_context(|| format!("no task {container} in {list:?}"))?;
+    Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// The process behind containerd's socket.
+fn containerd() -> anyhow::Result<Pid> {
+    let address =
+        std::env::var_os("CONTAINERD_ADDRESS").unwrap_or_else(|| "/run/containerd/containerd.sock".into());
+    let socket = UnixStream::connect(Path::new(&address)).context("containerd does not answer")?;
+    Ok(rustix::net::sockopt::socket_peercred(&socket)?.pid)
+}
