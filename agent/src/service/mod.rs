@@ -46,6 +46,7 @@ impl Service {
         let streams = StreamNumbers::from_request(&request.streams)?;
         let spec = plan::parse(&request.oci_spec)?;
         let plan = ContainerPlan::from_spec(&request.container_id, &spec.value, streams.terminal)?;
+        share::mount_volumes(&plan.mounts);
         let sandbox = Arc::clone(&self.sandbox);
         // A task of its own goes on to its end when the caller goes away.
         let container = unaborted(async move { sandbox.create(&plan, streams).await }).await?;

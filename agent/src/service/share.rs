@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, rmdir, statx, unlink};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, rmdir, statx, unlink};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use saya_agent_api::{SHARE_PATH, SHARE_TAG};
 
+use crate::container::plan::{MountPlan, MountSource};
 use crate::error::{Action, Error, Result};
 
 /// Mounts the share.
@@ -15,6 +16,19 @@ pub(super) fn mount() -> Result<()> {
     let action = || format!("mount the share {SHARE_TAG:?} on {SHARE_PATH}");
     fs::create_dir_all(SHARE_PATH).action(action)?;
     rustix::mount::mount(SHARE_TAG, SHARE_PATH, "virtiofs", MountFlags::empty(), None).action(action)
+}
+
+/// Lets the kernel mount the volumes of the share that a container binds. Each is a file system of its own, mounted when a
+/// path first leads there: if that were in the container's mount namespace, every container would get another one, and
+/// sockets, locks and shared memory would not work between them.
+pub(super) fn mount_volumes(mounts: &[MountPlan]) {
+    for mount in mounts {
+        let MountSource::Bind { source, .. } = &mount.source else { continue };
+        if source.starts_with(SHARE_PATH) {
+            // A file is not a file system of its own, and what is missing is told of when it is bound.
+            let _ = open(source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        }
+    }
 }
 
 /// Forgets a path of the share that the host has removed, and all below it, so that the host's file systems there are

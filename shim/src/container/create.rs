@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::api::Mount;
 use rustix::mount::MountPropagationFlags;
 use saya_agent_api::agent::CreateContainerRequest;
+use serde_json::Value;
 
 use super::error::TaskError;
 use super::process::Process;
@@ -78,7 +79,7 @@ impl Tasks {
         let places = self.pod().directory().container(&request.id);
         let created = self.create_with(&request, &spec, translation, places.clone(), reservation).await;
         if created.is_err() {
-            remove_places(&places).await;
+            self.remove_files(&request.id, &places).await;
         }
         created
     }
@@ -91,9 +92,10 @@ impl Tasks {
         places: ContainerPlaces,
         reservation: Reservation,
     ) -> Result<u32, TaskError> {
-        let Translation { guest, volumes, hooks, root, network_namespace } = translation;
+        let Translation { mut guest, volumes, hooks, root, network_namespace } = translation;
         self.check_network(network_namespace.as_deref())?;
-        lay_out(&places, root_mounts(&request.rootfs), root, volumes).await?;
+        lay_out(&places, root_mounts(&request.rootfs), root).await?;
+        self.mount_volumes(&request.id, volumes, &mut guest).await?;
         self.pod().timeline().mark(|timeline| &mut timeline.rootfs_mounted_ns);
 
         let ends = HostEnds::open(&request.stdio, &request.id, self.namespace()).await?;
@@ -133,7 +135,7 @@ impl Tasks {
     async fn make(
         &self,
         id: &str,
-        guest: &serde_json::Value,
+        guest: &Value,
         streams: saya_agent_api::agent::Streams,
         agent: &crate::pod::agent::Agent,
     ) -> Result<u32, TaskError> {
@@ -154,7 +156,7 @@ impl Tasks {
         &self,
         request: &CreateRequest,
         spec: &Document,
-        guest: &serde_json::Value,
+        guest: &Value,
         guest_pid: u32,
         io: ProcessIo,
         places: ContainerPlaces,
@@ -190,17 +192,17 @@ pub(super) fn tell_unknown_fields(process: &str, fields: &[String]) {
 }
 
 /// Columns and rows that the spec's `process.consoleSize` gives; zeros where it does not.
-fn console_size(guest: &serde_json::Value) -> (u32, u32) {
+fn console_size(guest: &Value) -> (u32, u32) {
     let number = |pointer| {
-        let number = guest.pointer(pointer).and_then(serde_json::Value::as_u64);
+        let number = guest.pointer(pointer).and_then(Value::as_u64);
         number.and_then(|number| u32::try_from(number).ok()).unwrap_or(0)
     };
     (number("/process/consoleSize/width"), number("/process/consoleSize/height"))
 }
 
 /// Whether the spec asks for a pid namespace of its own and not to join another's.
-fn has_own_pid_namespace(guest: &serde_json::Value) -> bool {
-    let namespaces = guest.pointer("/linux/namespaces").and_then(serde_json::Value::as_array);
+fn has_own_pid_namespace(guest: &Value) -> bool {
+    let namespaces = guest.pointer("/linux/namespaces").and_then(Value::as_array);
     namespaces.into_iter().flatten().any(|entry| entry["type"] == "pid" && entry.get("path").is_none())
 }
 
@@ -216,12 +218,11 @@ fn root_mounts(rootfs: &[Mount]) -> Vec<mount::Request> {
         .collect()
 }
 
-/// Mounts a container's root file system and volumes. The guest boots meanwhile.
+/// Mounts a container's root file system. The guest boots meanwhile.
 async fn lay_out(
     places: &ContainerPlaces,
     root_mounts: Vec<mount::Request>,
     root: PathBuf,
-    volumes: Vec<Volume>,
 ) -> Result<(), TaskError> {
     let places = places.clone();
     blocking(move || {
@@ -233,8 +234,7 @@ async fn lay_out(
                 .map_err(|error| format!("the root file system: {error}"))?;
         }
         let flags = MountPropagationFlags::DOWNSTREAM;
-        mount::change_propagation(&target, flags, true).map_err(|error| error.to_string())?;
-        volumes.iter().try_for_each(|volume| mount_volume(&places, volume))
+        mount::change_propagation(&target, flags, true).map_err(|error| error.to_string())
     })
     .await
 }
@@ -243,24 +243,49 @@ fn mount_root_directory(root: &Path, target: &Path) -> Result<(), String> {
     mount::bind(root, target, true, false).map_err(|error| format!("root.path {}: {error}", root.display()))
 }
 
-fn mount_volume(places: &ContainerPlaces, volume: &Volume) -> Result<(), String> {
-    let failed = |error| format!("mounting {}: {error}", volume.source.display());
-    let target = places.create_volume(&volume.name, volume.directory).map_err(failed)?;
-    let bind = if volume.slave { mount::bind_slave } else { mount::bind };
-    bind(&volume.source, &target, volume.recursive, volume.read_only).map_err(failed)
-}
+impl Tasks {
+    /// Mounts what a container needs of the host, and tells its spec where that is in the guest.
+    async fn mount_volumes(
+        &self,
+        container: &str,
+        wanted: Vec<Volume>,
+        guest: &mut Value,
+    ) -> Result<(), TaskError> {
+        let (volumes, container) = (self.pod().volumes().clone(), container.to_owned());
+        let placed = blocking(move || {
+            let acquire = |volume: Volume| match volumes.acquire(&container, &volume) {
+                Ok(name) => Ok((volume, name)),
+                Err(error) => Err(format!("mounting {}: {error}", volume.source.display())),
+            };
+            wanted.into_iter().map(acquire).collect::<Result<Vec<_>, _>>()
+        });
+        for (volume, name) in placed.await? {
+            mounts::place(guest, &volume, &name);
+        }
+        Ok(())
+    }
 
-/// Takes a container's mounts and directories away.
-pub(super) async fn remove_places(places: &ContainerPlaces) {
-    let places = places.clone();
-    let removed = blocking(move || places.remove().map_err(|error| error.to_string())).await;
-    if let Err(error) = removed {
-        tracing::error!(%error, "files of a container stay behind");
+    /// Takes a container's mounts and directories away. Gives the paths of the share that are no more.
+    pub(super) async fn remove_files(&self, container: &str, places: &ContainerPlaces) -> Vec<String> {
+        let (volumes, places, id) = (self.pod().volumes().clone(), places.clone(), container.to_owned());
+        let removed = blocking(move || {
+            // A volume may hold the root file system's place once more.
+            let released = volumes.release(&id);
+            places.remove().and(released).map_err(|error| error.to_string())
+        });
+        let names = removed.await.unwrap_or_else(|error| {
+            tracing::error!(container, %error, "files of a container stay behind");
+            Vec::new()
+        });
+        let volumes = names.into_iter().map(|name| format!("live/{name}"));
+        volumes.chain([format!("private/{container}")]).collect()
     }
 }
 
 /// Runs what may wait for a file system on a thread of its own.
-async fn blocking(work: impl FnOnce() -> Result<(), String> + Send + 'static) -> Result<(), TaskError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, TaskError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(TaskError::failed),
         Err(error) => Err(TaskError::failed(error)),

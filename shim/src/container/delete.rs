@@ -5,7 +5,6 @@ use std::sync::Arc;
 use saya_agent_api::agent::{ReleaseSharePathRequest, SignalProcessRequest};
 use ttrpc::Code;
 
-use super::create::remove_places;
 use super::error::TaskError;
 use super::hooks;
 use super::process::{Phase, Process};
@@ -45,12 +44,12 @@ impl Tasks {
         }
         container.end_watchers();
         container.init.close_io();
-        remove_places(&container.places).await;
+        let removed = self.remove_files(&container.id, &container.places).await;
         self.remove(&container.id);
         self.publisher().send(Event::delete(&container.id, self.pod().host_pid(), exit));
         drop(turn);
         if let Some(agent) = agent {
-            release_share(agent, container.id.clone());
+            release_share(agent, container.id.clone(), removed);
         }
         let state = hooks::state(&container.id, &container.bundle, "stopped", 0);
         if let Err(error) = hooks::run(&container.hooks.poststop, &state).await {
@@ -116,11 +115,10 @@ fn stopped(process: &Process) -> Result<Exit, TaskError> {
 
 /// Lets the guest drop what it remembers of a container's files, so that the host's file systems are free. Nobody
 /// waits for it: the pod may be over at any moment, and with it what it remembers.
-fn release_share(agent: Agent, container: String) {
+fn release_share(agent: Agent, container: String, paths: Vec<String>) {
     tokio::spawn(async move {
-        for place in ["private", "live"] {
-            let request =
-                ReleaseSharePathRequest { path: format!("{place}/{container}"), ..Default::default() };
+        for path in paths {
+            let request = ReleaseSharePathRequest { path, ..Default::default() };
             if let Err(error) = agent.calls().release_share_path(no_timeout(), &request).await {
                 tracing::debug!(container, %error, "the guest keeps a deleted container's files in mind");
                 return;

@@ -4,7 +4,7 @@
 //! tree/                     the share's skeleton, which only the shim writes
 //! share/                    tree/, mounted read-only: what virtio-fs serves
 //! share/private/<id>/rootfs   a container's root file system, mounted there
-//! share/live/<id>/<n>         a volume, mounted there
+//! share/live/<n>              a volume, mounted there
 //! vsock.sock                connections to the guest's vsock ports (`CONNECT <port>`)
 //! pod.json                  who runs the pod, for `delete`
 //! timeline.json             when what happened
@@ -125,9 +125,36 @@ impl PodDirectory {
 
     /// The places of one container.
     pub(crate) fn container(&self, id: &str) -> ContainerPlaces {
-        ContainerPlaces {
-            private: [self.tree().join("private").join(id), self.share().join("private").join(id)],
-            live: [self.tree().join("live").join(id), self.share().join("live").join(id)],
+        let private = |base: PathBuf| base.join("private").join(id);
+        ContainerPlaces { tree: private(self.tree()), share: private(self.share()) }
+    }
+
+    /// Makes a place for a volume, a directory or a file, and returns where it is to be mounted.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn create_volume(&self, name: &str, directory: bool) -> io::Result<PathBuf> {
+        let place = self.tree().join("live").join(name);
+        if directory {
+            fs::DirBuilder::new().mode(0o755).create(&place).map_err(at(&place))?;
+        } else {
+            fs::File::create_new(&place).map_err(at(&place))?;
+        }
+        Ok(self.share().join("live").join(name))
+    }
+
+    /// Unmounts a volume and takes its place away. It is fine if they are not there.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn remove_volume(&self, name: &str) -> io::Result<()> {
+        let mounted = self.share().join("live").join(name);
+        mount::unmount_all(&mounted).map_err(at(&mounted))?;
+        let place = self.tree().join("live").join(name);
+        let removed = if place.is_dir() { fs::remove_dir(&place) } else { fs::remove_file(&place) };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&place)(error)),
+            _ => Ok(()),
         }
     }
 }
@@ -140,11 +167,11 @@ fn remove_if_empty(namespace: Option<&Path>) {
     }
 }
 
-/// Where a container's files are: in the skeleton, where the shim makes directories, and in the share, where it mounts.
+/// Where a container's own files are: in the skeleton, where the shim makes directories, and in the share, where it mounts.
 #[derive(Debug, Clone)]
 pub(crate) struct ContainerPlaces {
-    private: [PathBuf; 2],
-    live: [PathBuf; 2],
+    tree: PathBuf,
+    share: PathBuf,
 }
 
 impl ContainerPlaces {
@@ -153,25 +180,10 @@ impl ContainerPlaces {
     /// # Errors
     /// What mkdir(2) returned, with the path; a container that is there already among it.
     pub(crate) fn create(&self) -> io::Result<PathBuf> {
-        let [private, shared] = &self.private;
-        for directory in [private, &private.join("rootfs"), &self.live[0]] {
+        for directory in [&self.tree, &self.tree.join("rootfs")] {
             fs::DirBuilder::new().mode(0o755).create(directory).map_err(at(directory))?;
         }
-        Ok(shared.join("rootfs"))
-    }
-
-    /// Makes a place for a volume, a directory or a file, and returns where it is to be mounted.
-    ///
-    /// # Errors
-    /// What the system returned, with the path.
-    pub(crate) fn create_volume(&self, name: &str, directory: bool) -> io::Result<PathBuf> {
-        let place = self.live[0].join(name);
-        if directory {
-            fs::DirBuilder::new().mode(0o755).create(&place).map_err(at(&place))?;
-        } else {
-            fs::File::create_new(&place).map_err(at(&place))?;
-        }
-        Ok(self.live[1].join(name))
+        Ok(self.share.join("rootfs"))
     }
 
     /// Takes the container's mounts and directories away. It is fine if they are not there.
@@ -179,18 +191,13 @@ impl ContainerPlaces {
     /// # Errors
     /// What the system returned, with the path.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        for directory in [&self.private[1], &self.live[1]] {
-            for mounted in mount::mounts_below(directory)?.iter().rev() {
-                mount::unmount_all(mounted).map_err(at(mounted))?;
-            }
+        for mounted in mount::mounts_below(&self.share)?.iter().rev() {
+            mount::unmount_all(mounted).map_err(at(mounted))?;
         }
-        for directory in [&self.private[0], &self.live[0]] {
-            match fs::remove_dir_all(directory) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(directory)(error)),
-                _ => {}
-            }
+        match fs::remove_dir_all(&self.tree) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&self.tree)(error)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod process;
 pub(crate) mod record;
 pub(crate) mod timeline;
 pub(crate) mod vm;
+pub(crate) mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,7 @@ use directory::PodDirectory;
 use record::{Process, Record};
 use timeline::Recorder;
 use vm::{Plan, StopReport, Vm, VmError};
+use volumes::Volumes;
 
 /// How long a VM whose agent no longer answers may take to end by itself, before it is stopped.
 const LOST_PATIENCE: Duration = Duration::from_secs(5);
@@ -69,6 +71,7 @@ pub(crate) enum PodError {
 pub(crate) struct Pod {
     id: String,
     directory: PodDirectory,
+    volumes: Arc<Volumes>,
     timeline: Arc<Recorder>,
     sandbox: Mutex<Option<PodSandbox>>,
     host: Mutex<HostParts>,
@@ -100,6 +103,7 @@ impl Pod {
         });
         Self {
             id,
+            volumes: Arc::new(Volumes::new(directory.clone())),
             directory,
             timeline,
             sandbox: Mutex::new(None),
@@ -114,6 +118,7 @@ impl Pod {
     pub(crate) fn with_vm(id: &str, directory: PodDirectory, vm: Vm, timeline: Arc<Recorder>) -> Self {
         Self {
             id: id.to_owned(),
+            volumes: Arc::new(Volumes::new(directory.clone())),
             directory,
             timeline,
             sandbox: Mutex::new(None),
@@ -131,6 +136,11 @@ impl Pod {
     /// The pod's directory.
     pub(crate) fn directory(&self) -> &PodDirectory {
         &self.directory
+    }
+
+    /// The pod's volumes.
+    pub(crate) fn volumes(&self) -> &Arc<Volumes> {
+        &self.volumes
     }
 
     /// The pod's timeline.

@@ -54,8 +54,8 @@ pub(crate) fn inspect(path: &Path) -> io::Result<SourceKind> {
 pub(crate) struct Volume {
     /// The path on the host.
     pub(crate) source: PathBuf,
-    /// Its name below the container's directory of volumes.
-    pub(crate) name: String,
+    /// Its place in the spec's list of mounts.
+    pub(crate) mount: usize,
     /// Whether it is a directory, and not a file.
     pub(crate) directory: bool,
     /// Whether mounts below the source come along.
@@ -122,7 +122,7 @@ pub(crate) enum MountError {
     },
 }
 
-/// Rewrites `mounts` for the guest and returns the paths of the host that it needs.
+/// Rewrites `mounts` for the guest and returns the paths of the host that it needs, whose sources are [`place`]d later.
 ///
 /// Relative sources are relative to `bundle`; `inspect` says what a source is.
 ///
@@ -130,7 +130,6 @@ pub(crate) enum MountError {
 /// A mount that the guest cannot have.
 pub(crate) fn translate(
     spec: &mut Map<String, Value>,
-    container: &str,
     bundle: &Path,
     inspect: &dyn Fn(&Path) -> io::Result<SourceKind>,
 ) -> Result<Vec<Volume>, MountError> {
@@ -143,31 +142,29 @@ pub(crate) fn translate(
         return Err(MountError::TooMany(mounts.len()));
     }
     let mut volumes = Vec::new();
-    for mount in mounts {
+    for (index, mount) in mounts.iter_mut().enumerate() {
         let mount = mount.as_object_mut().ok_or(MountError::Malformed)?;
         let view = View::read(mount)?;
         if !view.is_bind() {
             view.check_file_system()?;
             continue;
         }
-        let guest_source = match view.source(bundle, inspect)? {
-            Source::InGuest(path) => path.to_owned(),
-            Source::Volume { source, directory } => {
-                let volume = view.volume(source, directory, volumes.len())?;
-                let path = guest_path(container, &volume.name);
-                volumes.push(volume);
-                path
+        match view.source(bundle, inspect)? {
+            Source::InGuest(path) => {
+                mount.insert("source".into(), Value::String(path.to_owned()));
             }
-        };
-        mount.insert("source".into(), Value::String(guest_source));
+            Source::Volume { source, directory } => volumes.push(view.volume(source, directory, index)?),
+        }
         mount.insert("type".into(), Value::String("bind".into()));
     }
     Ok(volumes)
 }
 
-/// Where the guest finds the volume `name` of a container.
-fn guest_path(container: &str, name: &str) -> String {
-    format!("{SHARE_PATH}/live/{container}/{name}")
+/// Sets where the guest finds a volume, whose name in the share is `name`.
+pub(crate) fn place(guest: &mut Value, volume: &Volume, name: &str) {
+    if let Some(mount) = guest.pointer_mut(&format!("/mounts/{}", volume.mount)) {
+        mount["source"] = Value::String(format!("{SHARE_PATH}/live/{name}"));
+    }
 }
 
 /// A mount as the spec writes it.
@@ -262,7 +259,7 @@ impl View {
         }
         Ok(Volume {
             source,
-            name: index.to_string(),
+            mount: index,
             directory,
             recursive: self.has("rbind"),
             read_only: self.has("ro") || self.has("rro"),
@@ -280,7 +277,7 @@ mod tests {
 
     fn run(mounts: Value, kind: SourceKind) -> Result<(Vec<Volume>, Value), MountError> {
         let mut spec = json!({ "mounts": mounts }).as_object().unwrap().clone();
-        let volumes = translate(&mut spec, "c1", Path::new("/bundle"), &|path| {
+        let volumes = translate(&mut spec, Path::new("/bundle"), &|path| {
             if path.starts_with("/missing") { Err(io::ErrorKind::NotFound.into()) } else { Ok(kind) }
         })?;
         Ok((volumes, spec.remove("mounts").unwrap()))
@@ -304,14 +301,16 @@ mod tests {
             volumes,
             [Volume {
                 source: "/srv/data".into(),
-                name: "0".into(),
+                mount: 0,
                 directory: true,
                 recursive: true,
                 read_only: true,
                 slave: true,
             }]
         );
-        assert_eq!(after[0]["source"], "/run/saya/share/live/c1/0");
+        let mut guest = json!({"mounts": after});
+        place(&mut guest, &volumes[0], "7");
+        assert_eq!(guest["mounts"][0]["source"], "/run/saya/share/live/7");
         assert_eq!(after[0]["options"], json!(["rbind", "ro", "rslave"]));
     }
 

@@ -12,6 +12,7 @@ use super::hooks::{self, HookError, HostHooks};
 use super::mounts::{self, MountError, SourceKind, Volume};
 use super::namespaces::{self, NamespaceError, PodSandbox};
 use super::{Document, DocumentError};
+use crate::cgroup::{CgroupPath, PathError};
 
 /// What a translation needs to know beside the spec.
 pub(crate) struct Context<'a> {
@@ -67,6 +68,12 @@ pub(crate) enum TranslationError {
     /// Nothing to run.
     #[error("process.args is missing from the OCI spec or empty")]
     NoArguments,
+    /// A cgroup's path that is none.
+    #[error(transparent)]
+    Cgroup(#[from] PathError),
+    /// A cgroup's path that is no text.
+    #[error("linux.cgroupsPath is not a text in the OCI spec")]
+    CgroupKind,
     /// `linux` is no object.
     #[error("linux is not an object in the OCI spec")]
     Linux,
@@ -83,7 +90,7 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     let mut guest = spec.value().as_object().ok_or(DocumentError::NotAnObject)?.clone();
 
     let network_namespace = namespaces::translate(&mut guest, context.sandbox)?;
-    let volumes = mounts::translate(&mut guest, context.container, context.bundle, context.inspect)?;
+    let volumes = mounts::translate(&mut guest, context.bundle, context.inspect)?;
     devices::check(&guest)?;
     let hooks = hooks::split(&mut guest)?;
 
@@ -92,6 +99,7 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     }
     let linux = guest.entry("linux").or_insert_with(|| json!({}));
     let linux = linux.as_object_mut().ok_or(TranslationError::Linux)?;
+    check_cgroup(linux.get("cgroupsPath"))?;
     linux.insert("cgroupsPath".into(), json!(format!("/{}", context.container)));
     Ok(Translation { guest: Value::Object(guest), volumes, hooks, network_namespace, root })
 }
@@ -99,6 +107,16 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
 /// Where the guest finds a container's root file system.
 fn guest_rootfs(container: &str) -> String {
     format!("{SHARE_PATH}/private/{container}/rootfs")
+}
+
+/// In the guest a container's cgroup has its id as its name; on the host the path must still be one.
+fn check_cgroup(path: Option<&Value>) -> Result<(), TranslationError> {
+    match path {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::String(path)) if path.is_empty() => Ok(()),
+        Some(Value::String(path)) => Ok(CgroupPath::parse(path).map(drop)?),
+        Some(_) => Err(TranslationError::CgroupKind),
+    }
 }
 
 fn check_process(spec: &Document) -> Result<(), TranslationError> {

@@ -1,6 +1,7 @@
 //! What cannot be right, or cannot be had in a virtual machine, is refused: by name, with the code for it, leaving nothing.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -249,7 +250,11 @@ impl Bad<'_> {
     /// A bundle with this text as its `config.json`.
     fn bundle(&self, name: &str, config: &str) -> anyhow::Result<PathBuf> {
         let bundle = self.context.scratch.join(name);
-        fs::create_dir_all(bundle.join("rootfs"))?;
+        // What the good container runs; here it is never executed.
+        fs::create_dir_all(bundle.join("rootfs/bin"))?;
+        let program = bundle.join("rootfs/bin/sleep");
+        fs::write(&program, "")?;
+        fs::set_permissions(program, PermissionsExt::from_mode(0o755))?;
         fs::write(bundle.join("config.json"), config)?;
         Ok(bundle)
     }

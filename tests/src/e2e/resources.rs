@@ -64,7 +64,7 @@ fn limits(context: &Context) -> anyhow::Result<()> {
     );
     task.shell("clear", &context.scratch, "killall sleep; true").ok();
     // Busy for a second of its own under half a processor.
-    let busy = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; grep nr_throttled /sys/fs/cgroup/cpu.stat";
+    let busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; grep nr_throttled /sys/fs/cgroup/cpu.stat";
     let throttled = task.shell("busy", &context.scratch, busy)?;
     ensure!(throttled.trim() != "nr_throttled 0", "half a processor was never throttled");
 
@@ -104,7 +104,7 @@ fn metrics(context: &Context) -> anyhow::Result<()> {
         show_cgroup(spec);
     })?;
     let task = Task::of("metrics")?;
-    task.shell("written", &context.scratch, "until grep -q sleep /proc/1/cmdline; do :; done")?;
+    task.shell("written", &context.scratch, "until [ $(cat /proc/1/comm) = sleep ]; do :; done")?;
     let files = |exec: &str| -> anyhow::Result<HashMap<String, u64>> {
         let show = "cd /sys/fs/cgroup; for f in memory.current memory.max pids.max; do echo $f $(cat $f); done; \
             cat memory.stat cpu.stat";

@@ -120,10 +120,10 @@ async fn the_guest_sees_root_file_system_and_volumes_and_the_host_is_clean_after
     let share = fixture.pod.directory().container("c1");
     let spec = fixture.guest.specs().remove(0);
     assert_eq!(spec["root"]["path"], "/run/saya/share/private/c1/rootfs");
-    assert_eq!(spec["mounts"][0]["source"], "/run/saya/share/live/c1/0");
+    assert_eq!(spec["mounts"][0]["source"], "/run/saya/share/live/0");
     let root = fixture.bundle.parent().unwrap().join("state/default/c1/share");
     assert!(root.join("private/c1/rootfs/bin").is_dir());
-    let volume = root.join("live/c1/0");
+    let volume = root.join("live/0");
     assert!(volume.join("bundle").is_dir());
     assert_eq!(fs::write(volume.join("new"), "").unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     assert_eq!(
@@ -132,7 +132,7 @@ async fn the_guest_sees_root_file_system_and_volumes_and_the_host_is_clean_after
     );
 
     fixture.tasks.delete("c1", "").await.unwrap();
-    assert!(!root.join("private/c1").exists() && !root.join("live/c1").exists());
+    assert!(!root.join("private/c1").exists() && !root.join("live/0").exists());
     assert!(fixture.guest.calls().contains(&"delete c1".to_owned()));
     assert!(fixture.bundle.join("rootfs/bin").is_dir(), "what was mounted is still there");
     share.remove().unwrap();

@@ -1,0 +1,154 @@
+//! A pod's volumes: directories and files of the host, mounted in the share at `live/<name>`.
+//!
+//! Each mount of the share is a file system of its own in the guest. Containers of the pod that want the same of the host
+//! in the same way get the same mount, so that sockets, pipes, locks and shared memory work between them.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use super::directory::PodDirectory;
+use crate::mount;
+use crate::spec::mounts::Volume;
+
+/// The volumes that are mounted.
+#[derive(Debug)]
+pub(crate) struct Volumes {
+    directory: PodDirectory,
+    mounted: Mutex<Mounted>,
+}
+
+#[derive(Debug, Default)]
+struct Mounted {
+    next: u64,
+    volumes: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    origin: Origin,
+    /// The ids of the containers that have it, once for each of their mounts of it.
+    users: Vec<String>,
+}
+
+/// What of the host is mounted, and how: two that are equal need only one mount.
+#[derive(Debug, PartialEq, Eq)]
+struct Origin {
+    mount: u64,
+    device: u64,
+    inode: u64,
+    /// Mounts below it, which a recursive bind takes along.
+    submounts: Vec<PathBuf>,
+    recursive: bool,
+    read_only: bool,
+    slave: bool,
+}
+
+impl Origin {
+    fn of(volume: &Volume) -> io::Result<Self> {
+        let source = std::fs::canonicalize(&volume.source)?;
+        let metadata = std::fs::metadata(&source)?;
+        let mount = statx(CWD, &source, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
+        let submounts = if volume.recursive { mount::mounts_below(&source)? } else { Vec::new() };
+        Ok(Self {
+            mount,
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            submounts,
+            recursive: volume.recursive,
+            read_only: volume.read_only,
+            slave: volume.slave,
+        })
+    }
+}
+
+impl Volumes {
+    /// None yet, in the pod's directory.
+    pub(crate) fn new(directory: PodDirectory) -> Self {
+        Self { directory, mounted: Mutex::default() }
+    }
+
+    /// Mounts a volume for a container, unless it is mounted already, and gives its name.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn acquire(&self, container: &str, volume: &Volume) -> io::Result<String> {
+        // Held over the mount: who finds a volume here finds it mounted.
+        let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        let origin = Origin::of(volume)?;
+        if let Some(entry) = mounted.volumes.iter_mut().find(|entry| entry.origin == origin) {
+            entry.users.push(container.to_owned());
+            return Ok(entry.name.clone());
+        }
+        let name = mounted.next.to_string();
+        mounted.next += 1;
+        // Noted before it is made, so that what is made in part is taken away too.
+        mounted.volumes.push(Entry { name: name.clone(), origin, users: vec![container.to_owned()] });
+        let target = self.directory.create_volume(&name, volume.directory)?;
+        let bind = if volume.slave { mount::bind_slave } else { mount::bind };
+        bind(&volume.source, &target, volume.recursive, volume.read_only)?;
+        Ok(name)
+    }
+
+    /// Unmounts what only this container had, and gives the names.
+    ///
+    /// # Errors
+    /// What the system returned, with the path; what is left goes with the pod.
+    pub(crate) fn release(&self, container: &str) -> io::Result<Vec<String>> {
+        let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in &mut mounted.volumes {
+            entry.users.retain(|user| user != container);
+        }
+        let unused = mounted.volumes.extract_if(.., |entry| entry.users.is_empty());
+        let names: Vec<String> = unused.map(|entry| entry.name).collect();
+        names.iter().try_for_each(|name| self.directory.remove_volume(name))?;
+        Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn volume(source: &Path, read_only: bool) -> Volume {
+        Volume {
+            source: source.to_owned(),
+            mount: 0,
+            directory: true,
+            recursive: true,
+            read_only,
+            slave: false,
+        }
+    }
+
+    #[test]
+    fn containers_that_want_the_same_in_the_same_way_have_one_mount_until_the_last_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = PodDirectory::below(root.path(), "default", "p1");
+        pod.create().unwrap();
+        let source = root.path().join("source");
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("file"), "x").unwrap();
+
+        let volumes = Volumes::new(pod.clone());
+        let first = volumes.acquire("c1", &volume(&source, false)).unwrap();
+        let same = volumes.acquire("c2", &volume(&source, false)).unwrap();
+        let read_only = volumes.acquire("c2", &volume(&source, true)).unwrap();
+        assert_eq!(first, same);
+        assert_ne!(first, read_only);
+
+        let file = |name: &str| root.path().join("default/p1/share/live").join(name).join("file");
+        assert_eq!(volumes.release("c1").unwrap(), Vec::<String>::new());
+        assert!(file(&first).exists());
+        assert_eq!(volumes.release("c2").unwrap(), [first.clone(), read_only]);
+        assert!(!file(&first).exists() && source.join("file").exists());
+        pod.remove().unwrap();
+    }
+}
