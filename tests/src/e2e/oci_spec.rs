@@ -3,6 +3,9 @@
 use std::fs;
 
 use anyhow::ensure;
+use containerd_shim_protos::api::{
+    CreateTaskRequest, CreateTaskResponse, DeleteResponse, Empty, StartResponse,
+};
 use serde_json::{Value, json};
 
 use super::Test;
@@ -26,12 +29,6 @@ fn inside(context: &Context) -> anyhow::Result<()> {
         let hook =
             json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PLACE=inside", "PATH=/bin"]}]);
         merge(spec, &json!({"hooks": {"startContainer": hook}}));
-        if !context.is_control() {
-            merge(spec, &newer_fields());
-            if let Some(list) = spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) {
-                list.push(json!({"type": "time"}));
-            }
-        }
     })?;
     let task = Task::of("fields")?;
     let table = [
@@ -62,11 +59,7 @@ fn inside(context: &Context) -> anyhow::Result<()> {
         ensure!(text == expected, "{script:?} printed {text:?}");
     }
     if !context.is_control() {
-        let script = "cat /proc/sys/kernel/domainname; ionice -p 1; cut -d' ' -f41 /proc/1/stat; \
-            [ $(cut -d. -f1 /proc/uptime) -gt 1000000 ] && echo later";
-        let text = task.shell("newer", &context.scratch, script)?;
-        let expected = "oci.domain\nbest-effort: prio 6\n3\nlater\n";
-        ensure!(text == expected, "printed {text:?}");
+        newer(context, &task)?;
     }
     let seen = |phase: &str| fs::read_to_string(context.scratch.join(phase)).unwrap_or_default();
     let status = |phase: &str| {
@@ -117,7 +110,34 @@ fn fields(spec: &mut Value) {
     merge(spec, &json!({"hostname": "oci-host", "process": process, "linux": linux}));
 }
 
-/// Fields that the control, which is runc 1.1, does not know.
+/// Fields that neither the control, which is runc 1.1, nor the `ctr` beside it knows: in a container beside `task`'s.
+fn newer(context: &Context, task: &Task) -> anyhow::Result<()> {
+    let mut spec: Value = serde_json::from_slice(&fs::read(task.bundle().join("config.json"))?)?;
+    if let Some(spec) = spec.as_object_mut() {
+        spec.remove("hooks");
+    }
+    merge(&mut spec, &newer_fields());
+    if let Some(list) = spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) {
+        list.push(json!({"type": "time"}));
+    }
+    let bundle = context.scratch.join("newer");
+    fs::create_dir(&bundle)?;
+    fs::write(bundle.join("config.json"), spec.to_string())?;
+    let newer = task.beside("newer");
+    let bundle = bundle.display().to_string();
+    let _: CreateTaskResponse =
+        newer.expect("Create", &CreateTaskRequest { id: "newer".into(), bundle, ..Default::default() })?;
+    let _: StartResponse = newer.expect("Start", &newer.start_request(""))?;
+    let script = "cat /proc/sys/kernel/domainname; ionice -p 1; cut -d' ' -f41 /proc/1/stat; \
+        [ $(cut -d. -f1 /proc/uptime) -gt 1000000 ] && echo later";
+    let text = newer.shell("look", &context.scratch, script)?;
+    ensure!(text == "oci.domain\nbest-effort: prio 6\n3\nlater\n", "printed {text:?}");
+    let _: Empty = newer.expect("Kill", &newer.kill_request("", 9))?;
+    newer.wait("")?;
+    let _: DeleteResponse = newer.expect("Delete", &newer.delete_request(""))?;
+    Ok(())
+}
+
 fn newer_fields() -> Value {
     json!({
         "domainname": "oci.domain",
