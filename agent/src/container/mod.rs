@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::cgroup::{Cgroup, events};
 use self::plan::{ContainerPlan, ProcessPlan};
-use crate::error::{Action, Error, Result};
+use crate::error::{Action, Error, Result, SpecError};
 use crate::process::{Process, State};
 use crate::reaper::Reaper;
 use crate::stdio::{Registry, StreamNumbers};
@@ -61,6 +61,7 @@ impl Container {
         let first = match spawn::first_process(plan, &cgroup, streams, surroundings).await {
             Ok(first) => first,
             Err(error) => {
+                let error = if cgroup.ran_out_of_memory() { too_little_memory(plan) } else { error };
                 discard(&cgroup);
                 return Err(error);
             }
@@ -241,6 +242,14 @@ impl Container {
     fn others(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Process>>>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why the set-up of a container was killed: its own memory counts too.
+fn too_little_memory(plan: &ContainerPlan) -> Error {
+    let memory = plan.resources.memory().unwrap_or_default();
+    let problem =
+        format!("is {} bytes, too little to set the container up", memory.limit().unwrap_or_default());
+    SpecError::invalid("linux.resources.memory.limit", problem).into()
 }
 
 /// Removes the cgroup of a container that could not be made.

@@ -211,12 +211,7 @@ fn cases() -> Vec<Case> {
             json!({"io.katacontainers.config.hypervisor.default_vcpus": "2"}),
             "default_vcpus",
         ),
-        Case {
-            pointer: "/linux/resources/memory",
-            value: json!({"limit": 4096}),
-            code: Code::UNKNOWN,
-            words: "memory",
-        },
+        wrong("/linux/resources/memory", json!({"limit": 4096}), "linux.resources.memory.limit: is 4096"),
         Case {
             pointer: "/linux/sysctl",
             value: json!({"kernel.no_such_thing": "1"}),

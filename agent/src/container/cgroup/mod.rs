@@ -163,6 +163,12 @@ impl Cgroup {
         }
     }
 
+    /// Whether the kernel has killed one of its processes for want of memory.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        let events = self.read("memory.events").ok().flatten().unwrap_or_default();
+        events::value(&events, "oom_kill").is_some_and(|count| count > 0)
+    }
+
     /// The path of one of its files.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
