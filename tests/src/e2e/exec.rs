@@ -177,7 +177,7 @@ fn refused_states(context: &Context) -> anyhow::Result<()> {
     container.remove()
 }
 
-/// Fifty at once and fifty one after the other; five hundred in the long form.
+/// Twenty at once and fifty one after the other; fifty and five hundred in the long form.
 fn many(context: &Context) -> anyhow::Result<()> {
     let container = context.start(BUSYBOX, "exec-flood", &[], &["sleep", "3600"])?;
     let task = Task::of("exec-flood")?;
@@ -202,7 +202,7 @@ fn many(context: &Context) -> anyhow::Result<()> {
     // What a shim needs for its first execs it may keep.
     wave("first", 10)?;
     let before = Footprint::of(&task, context)?;
-    wave("second", 50)?;
+    wave("second", if context.long { 50 } else { 20 })?;
     for number in 0..if context.long { 500 } else { 50 } {
         one(&format!("in-sequence-{number}"))?;
     }
