@@ -56,7 +56,7 @@ pub enum KvmError {
         found: i32,
     },
     /// KVM cannot do what is needed.
-    #[error("the host's KVM lacks {missing}: use a newer host kernel (5.10 or later)")]
+    #[error("the host's KVM lacks {missing}: use a newer host kernel (5.12 or later)")]
     Capabilities {
         /// The capabilities, by the kernel's names.
         missing: String,

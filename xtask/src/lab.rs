@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use saya_tests::lab::{self, Request};
 
 use crate::{artifacts, setup};
@@ -36,6 +37,9 @@ pub(crate) struct Options {
     /// Install nothing that this machine lacks, and build nothing that is missing.
     #[arg(long)]
     no_build: bool,
+    /// End when the process that has started this one ends.
+    #[arg(long, hide = true)]
+    end_with_parent: bool,
     /// The command and its arguments; a shell if there is none.
     #[arg(last = true)]
     command: Vec<String>,
@@ -44,6 +48,9 @@ pub(crate) struct Options {
 /// Runs the command, and ends as it ends.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let checkout = crate::checkout();
+    if options.end_with_parent {
+        set_parent_process_death_signal(Some(Signal::TERM))?;
+    }
     if !options.no_build {
         setup::run()?;
         artifacts::build_missing()?;

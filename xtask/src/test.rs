@@ -79,7 +79,17 @@ fn vmm_tests_in_lab() -> Result<Verdict> {
     heading("the VMM's tests in the lab");
     let script = "for test in \"$@\"; do \"$test\" --test-threads 1 --skip devices:: --skip fs:: || status=1; done; exit ${status:-0}";
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["lab", "--no-build", "--no-containerd", "--", "sh", "-c", script, "sh"]);
+    command.args([
+        "lab",
+        "--end-with-parent",
+        "--no-build",
+        "--no-containerd",
+        "--",
+        "sh",
+        "-c",
+        script,
+        "sh",
+    ]);
     command.args(artifacts::build_unit_tests("saya-vmm")?).stdin(Stdio::null());
     count_tests(&mut command)
 }
@@ -146,7 +156,7 @@ impl Shard {
         let results = directory.join(format!("e2e-{}-{number}.json", std::process::id()));
         let tests = artifacts::target_directory()?.join("debug/saya-e2e");
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["lab", "--no-build", "--"]).arg(tests);
+        command.args(["lab", "--end-with-parent", "--no-build", "--"]).arg(tests);
         command.args([
             "--runtime",
             &options.runtime,

@@ -44,6 +44,27 @@ fn judge_kvm(hardware: Option<&str>, opened: Result<(), KvmError>) -> Finding {
     }
 }
 
+/// The kernel whose mount_setattr(2) the shim's mounts are made with.
+const OLDEST_KERNEL: (u32, u32) = (5, 12);
+
+pub(super) fn kernel() -> Finding {
+    judge_kernel(&rustix::system::uname().release().to_string_lossy())
+}
+
+fn judge_kernel(release: &str) -> Finding {
+    const SUBJECT: &str = "host kernel";
+    let mut numbers = release.split(['.', '-', '+']).map_while(|number| number.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < OLDEST_KERNEL => Finding::missing(
+            SUBJECT,
+            release,
+            format!("use Linux {}.{} or later", OLDEST_KERNEL.0, OLDEST_KERNEL.1),
+        ),
+        (Some(_), Some(_)) => Finding::good(SUBJECT, release),
+        _ => Finding::doubtful(SUBJECT, format!("{release}: no version of Linux"), "use Linux"),
+    }
+}
+
 pub(super) fn memory(config: &Config) -> Finding {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     judge_memory(available_mib(&meminfo), config.memory)
@@ -129,6 +150,14 @@ mod tests {
         let error = KvmError::Missing { path: "/dev/kvm".into() };
         let missing = judge_kvm(None, Err(error));
         assert!(missing.verdict == Verdict::Missing && missing.found.contains("kvm_intel"), "{missing}");
+    }
+
+    #[test]
+    fn a_kernel_is_judged_by_its_version_however_its_distribution_writes_it() {
+        assert_eq!(judge_kernel("6.1.0-56-amd64").verdict, Verdict::Good);
+        assert_eq!(judge_kernel("5.12+").verdict, Verdict::Good);
+        assert_eq!(judge_kernel("5.4.0-200-generic").verdict, Verdict::Missing);
+        assert_eq!(judge_kernel("what").verdict, Verdict::Doubtful);
     }
 
     #[test]

@@ -28,6 +28,7 @@ fn examine() -> Vec<Finding> {
     let mut findings = vec![
         machine::root(),
         machine::kvm(),
+        machine::kernel(),
         machine::memory(&config),
         machine::cgroups(),
         machine::overlay(),
