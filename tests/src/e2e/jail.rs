@@ -71,8 +71,7 @@ fn later_mounts(context: &Context) -> anyhow::Result<()> {
         })
         .collect();
     for (place, flags) in &places {
-        let share =
-            *place == "/" || place.starts_with("/private/mounted/") || place.starts_with("/live/mounted/");
+        let share = *place == "/" || place.starts_with("/private/mounted/") || place.starts_with("/live/");
         ensure!(share, "{place} is not of the share");
         ensure!(flags.contains("nosuid") && flags.contains("nodev"), "{place} is mounted {flags}");
         ensure!(flags.starts_with("ro,") || place.ends_with("/rootfs"), "{place} is mounted {flags}");

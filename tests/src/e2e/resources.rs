@@ -98,7 +98,8 @@ fn out_of_memory(context: &Context) -> anyhow::Result<()> {
 
 fn metrics(context: &Context) -> anyhow::Result<()> {
     let root = ImageRoot::mount(BUSYBOX, context.scratch.join("root"))?;
-    let script = "dd if=/dev/zero of=/dev/shm/twenty bs=1M count=20; exec sleep 3600";
+    // So much that the shell which reads the files, and is counted with the rest, makes less than a hundredth of it.
+    let script = "dd if=/dev/zero of=/dev/shm/much bs=1M count=60; exec sleep 3600";
     let container = root.start(context, "metrics", &["sh", "-c", script], |spec| {
         merge(spec, &json!({"linux": {"resources": {"memory": {"limit": 96 << 20}, "pids": {"limit": 50}}}}));
         show_cgroup(spec);
@@ -137,10 +138,10 @@ fn metrics(context: &Context) -> anyhow::Result<()> {
             "{name} is {figure}, not {low} to {high}"
         );
     }
-    ensure!(memory.shmem >= 20 << 20 && figures.pids.current == 1, "{figures:?}");
+    ensure!(memory.shmem >= 60 << 20 && figures.pids.current == 1, "{figures:?}");
     // And as `ctr` shows them.
     let table = ctr(["task", "metrics", "metrics"])?;
-    ensure!(table.contains("memory.usage") || table.contains("memory"), "{table:?}");
+    ensure!(table.contains("memory"), "{table:?}");
     container.remove()
 }
 
