@@ -271,12 +271,12 @@ impl Tasks {
         let removed = blocking(move || {
             // A volume may hold the root file system's place once more.
             let released = volumes.release(&id);
-            places.remove().and(released).map_err(|error| error.to_string())
+            if let Err(error) = places.remove() {
+                tracing::error!(container = id, %error, "files of a container stay behind");
+            }
+            Ok(released)
         });
-        let names = removed.await.unwrap_or_else(|error| {
-            tracing::error!(container, %error, "files of a container stay behind");
-            Vec::new()
-        });
+        let names = removed.await.unwrap_or_default();
         let volumes = names.into_iter().map(|name| format!("live/{name}"));
         volumes.chain([format!("private/{container}")]).collect()
     }

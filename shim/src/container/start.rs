@@ -47,7 +47,7 @@ impl Tasks {
 
     async fn start_init(&self, container: &Container) -> Result<(), TaskError> {
         let agent = self.agent().await?;
-        self.refuse_late_interfaces().await?;
+        self.refuse_late_interfaces()?;
         let name = agent::process(&container.id, "");
         let answer = agent.calls().start_process(no_timeout(), &name).await;
         self.answer(answer).await.map_err(|error| error.context("starting the container"))?;
@@ -57,13 +57,11 @@ impl Tasks {
 
     /// Who is given a pid instead of a namespace puts interfaces into the VMM's, which is not the guest's: the container
     /// would run without the network that somebody meant it to have.
-    async fn refuse_late_interfaces(&self) -> Result<(), TaskError> {
+    fn refuse_late_interfaces(&self) -> Result<(), TaskError> {
         if self.pod().network_namespace().is_some() {
             return Ok(());
         }
-        let pid = self.pod().host_pid();
-        let listed = tokio::task::spawn_blocking(move || network::interfaces_of(pid)).await;
-        let names = listed.map_err(TaskError::failed)?.map_err(TaskError::failed)?;
+        let names = network::interfaces_of(self.pod().host_pid()).map_err(TaskError::failed)?;
         if names.is_empty() {
             return Ok(());
         }

@@ -14,6 +14,12 @@ pub(crate) enum NetworkError {
         /// The host's answer.
         source: io::Error,
     },
+    /// It is the one that the shim is in: to take its interfaces away would cut the host off.
+    #[error("network namespace {}: it is the host's own, which is not supported: make one for the pod", path.display())]
+    HostsOwn {
+        /// The path.
+        path: PathBuf,
+    },
     /// The kernel refused a request, or could not be asked.
     #[error("network: {what}: {source}")]
     Host {

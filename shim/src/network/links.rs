@@ -95,12 +95,14 @@ impl Links {
     }
 }
 
-/// The interfaces that somebody has put into the thread's namespace.
-pub(super) fn names() -> Result<Vec<String>, NetworkError> {
-    let listed = nix::net::if_::if_nameindex()
-        .map_err(|error| NetworkError::host("listing interfaces")(error.into()))?;
-    let names = listed.iter().map(|interface| interface.name().to_string_lossy().into_owned());
-    Ok(names.filter(|name| name != "lo" && !FALLBACK_TUNNELS.contains(&name.as_str())).collect())
+/// The interfaces that somebody has put into the namespace of the process `pid`.
+pub(super) fn names_of(pid: u32) -> Result<Vec<String>, NetworkError> {
+    let path = format!("/proc/{pid}/net/dev");
+    let listed = std::fs::read_to_string(&path).map_err(NetworkError::host(path))?;
+    // Two head lines, then one line for each interface, which begins with its name and a colon (proc(5)).
+    let names = listed.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
+    let added = names.filter(|name| *name != "lo" && !FALLBACK_TUNNELS.contains(name));
+    Ok(added.map(str::to_owned).collect())
 }
 
 /// What the kernel says of an interface, as far as it matters.

@@ -68,6 +68,9 @@ pub(crate) struct PodInterface {
 /// There is something that cannot be carried over, or the kernel refuses. Then nothing is left behind.
 pub(crate) fn connect(path: &Path, queues: u16) -> Result<PodNetwork, NetworkError> {
     let namespace = NetworkNamespace::open(path)?;
+    if namespace.is_ours()? {
+        return Err(NetworkError::HostsOwn { path: path.to_owned() });
+    }
     let (interfaces, configuration) = namespace.run(|| {
         let mut netlink = open_netlink()?;
         let links = Links::read(&mut netlink)?;
@@ -119,7 +122,7 @@ pub(crate) fn interfaces_of(pid: u32) -> Result<Vec<String>, NetworkError> {
     if namespace.is_ours()? {
         return Ok(Vec::new());
     }
-    namespace.run(links::names)
+    links::names_of(pid)
 }
 
 impl PodNetwork {

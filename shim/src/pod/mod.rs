@@ -258,6 +258,7 @@ fn boot(
         hostname: spec.text("/hostname").unwrap_or_default().to_owned(),
         ..Default::default()
     };
+    let namespace = host.network.as_ref().map(PodNetwork::namespace).transpose()?;
     let network = host.network.as_mut();
     let started = Vm::start(Plan { config: &config, size, directory, network, sandbox, timeline });
     let vm = match started {
@@ -269,11 +270,14 @@ fn boot(
             return Err(error.into());
         }
     };
-    if let Some(network) = &host.network {
-        tokio::spawn(loopback::pass_on(vm.clone(), network.namespace()?));
+    if let Some(namespace) = namespace {
+        tokio::spawn(loopback::pass_on(vm.clone(), namespace));
     }
     tracing::debug!(id, vcpus = size.vcpus, memory_mib = size.memory_mib, vmm = vm.pid(), "the VM boots");
     record.vmm = Process::of(vm.pid()).ok();
-    record.write(&directory.record()).map_err(PodError::Directory)?;
+    if let Err(error) = record.write(&directory.record()) {
+        vm.stop("its record cannot be written");
+        return Err(PodError::Directory(error));
+    }
     Ok(vm)
 }

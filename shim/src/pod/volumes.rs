@@ -53,7 +53,9 @@ impl Origin {
         let source = std::fs::canonicalize(&volume.source)?;
         let metadata = std::fs::metadata(&source)?;
         let mount = statx(CWD, &source, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
-        let submounts = if volume.recursive { mount::mounts_below(&source)? } else { Vec::new() };
+        // A file has nothing below it, and what is mounted on it is `mount`.
+        let takes_submounts = volume.recursive && volume.directory;
+        let submounts = if takes_submounts { mount::mounts_below(&source)? } else { Vec::new() };
         Ok(Self {
             mount,
             device: metadata.dev(),
@@ -86,27 +88,36 @@ impl Volumes {
         }
         let name = mounted.next.to_string();
         mounted.next += 1;
-        // Noted before it is made, so that what is made in part is taken away too.
+        if let Err(error) = self.mount(&name, volume) {
+            // The error that led here is the one to tell of; the pod's end tries again.
+            let _ = self.directory.remove_volume(&name);
+            return Err(error);
+        }
         mounted.volumes.push(Entry { name: name.clone(), origin, users: vec![container.to_owned()] });
-        let target = self.directory.create_volume(&name, volume.directory)?;
-        let bind = if volume.slave { mount::bind_slave } else { mount::bind };
-        bind(&volume.source, &target, volume.recursive, volume.read_only)?;
         Ok(name)
     }
 
-    /// Unmounts what only this container had, and gives the names.
-    ///
-    /// # Errors
-    /// What the system returned, with the path; what is left goes with the pod.
-    pub(crate) fn release(&self, container: &str) -> io::Result<Vec<String>> {
+    fn mount(&self, name: &str, volume: &Volume) -> io::Result<()> {
+        let target = self.directory.create_volume(name, volume.directory)?;
+        let bind = if volume.slave { mount::bind_slave } else { mount::bind };
+        bind(&volume.source, &target, volume.recursive, volume.read_only)
+    }
+
+    /// Unmounts what only this container had, and gives the names. What cannot be unmounted is told of in the log, and
+    /// goes with the pod.
+    pub(crate) fn release(&self, container: &str) -> Vec<String> {
         let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
         for entry in &mut mounted.volumes {
             entry.users.retain(|user| user != container);
         }
         let unused = mounted.volumes.extract_if(.., |entry| entry.users.is_empty());
         let names: Vec<String> = unused.map(|entry| entry.name).collect();
-        names.iter().try_for_each(|name| self.directory.remove_volume(name))?;
-        Ok(names)
+        for name in &names {
+            if let Err(error) = self.directory.remove_volume(name) {
+                tracing::error!(container, %error, "a volume stays behind");
+            }
+        }
+        names
     }
 }
 
@@ -145,10 +156,28 @@ mod tests {
         assert_ne!(first, read_only);
 
         let file = |name: &str| root.path().join("default/p1/share/live").join(name).join("file");
-        assert_eq!(volumes.release("c1").unwrap(), Vec::<String>::new());
+        assert_eq!(volumes.release("c1"), Vec::<String>::new());
         assert!(file(&first).exists());
-        assert_eq!(volumes.release("c2").unwrap(), [first.clone(), read_only]);
+        assert_eq!(volumes.release("c2"), [first.clone(), read_only]);
         assert!(!file(&first).exists() && source.join("file").exists());
+        pod.remove().unwrap();
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_mounted_leaves_nothing_for_the_next_to_find() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = PodDirectory::below(root.path(), "default", "p1");
+        pod.create().unwrap();
+        let source = root.path().join("file");
+        fs::write(&source, "x").unwrap();
+
+        let volumes = Volumes::new(pod.clone());
+        // A file cannot be mounted on a directory.
+        for container in ["c1", "c2"] {
+            volumes.acquire(container, &volume(&source, false)).unwrap_err();
+        }
+        assert_eq!(fs::read_dir(root.path().join("default/p1/share/live")).unwrap().count(), 0);
+        assert_eq!(volumes.release("c1"), Vec::<String>::new());
         pod.remove().unwrap();
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use saya_tests::e2e::runner::Outcome;
 use saya_tests::e2e::{self, runner};
 
 /// Runs the end-to-end tests under the containerd of this machine.
@@ -40,7 +41,13 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(name) = &options.run {
-        return runner::run_here(name, &options.runtime, options.long).map(|()| ExitCode::SUCCESS);
+        return Ok(match runner::run_here(name, &options.runtime, options.long)? {
+            Outcome::Passed => ExitCode::SUCCESS,
+            Outcome::Skipped(reason) => {
+                eprintln!("{reason}");
+                ExitCode::from(runner::SKIPPED)
+            }
+        });
     }
     let selection = runner::Selection {
         runtime: options.runtime,

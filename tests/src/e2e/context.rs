@@ -76,10 +76,23 @@ impl From<Output> for Ended {
     }
 }
 
+/// Why a test does not apply to the runtime under test.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotApplicable(&'static str);
+
 impl Context {
     /// Whether the runtime under test is not ours, but what ours is compared with.
     pub(super) fn is_control(&self) -> bool {
         self.runtime == "io.containerd.runc.v2"
+    }
+
+    /// Ends a test, as skipped, that says nothing about the control.
+    ///
+    /// # Errors
+    /// [`NotApplicable`], under the control.
+    pub(super) fn for_ours_alone(&self, why: &'static str) -> Result<(), NotApplicable> {
+        if self.is_control() { Err(NotApplicable(why)) } else { Ok(()) }
     }
 
     /// `ctr run` with `flags`, not started.

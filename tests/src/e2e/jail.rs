@@ -16,14 +16,8 @@ pub(super) const TESTS: &[Test] = &[
 /// `CAP_CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID`, `SETGID`, `SETUID`, `MKNOD`, `SETFCAP` (linux/capability.h).
 const FILES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 27 | 1 << 31;
 
-fn is_ours(context: &Context) -> bool {
-    context.runtime.contains("kata")
-}
-
 fn jailed(context: &Context) -> anyhow::Result<()> {
-    if !is_ours(context) {
-        return Ok(());
-    }
+    context.for_ours_alone("it has no VMM")?;
     let container = context.start(BUSYBOX, "jailed", &[], &["sleep", "3600"])?;
     let vmm = vmm_of("jailed")?;
     let mut names = Vec::new();
@@ -55,9 +49,7 @@ fn jailed(context: &Context) -> anyhow::Result<()> {
 }
 
 fn later_mounts(context: &Context) -> anyhow::Result<()> {
-    if !is_ours(context) {
-        return Ok(());
-    }
+    context.for_ours_alone("it has no VMM")?;
     let volume = context.scratch.join("volume");
     fs::create_dir(&volume)?;
     let read_only = bind(&volume, "/volume", "rbind:ro");

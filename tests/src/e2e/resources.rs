@@ -179,10 +179,7 @@ fn host_cgroup(context: &Context) -> anyhow::Result<()> {
 }
 
 fn huge_pages(context: &Context) -> anyhow::Result<()> {
-    if context.is_control() {
-        // With runc they are the host's, which has none.
-        return Ok(());
-    }
+    context.for_ours_alone("with runc they are the host's, which has none")?;
     let root = ImageRoot::mount(BUSYBOX, context.scratch.join("root"))?;
     let script = "cat /sys/fs/cgroup/hugetlb.2MB.max; grep -E 'HugePages_(Total|Free)' /proc/meminfo; nproc";
     let ended = root.run(context, "huge", |spec| {

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 
 use super::Test;
-use super::context::Context;
+use super::context::{Context, NotApplicable};
 use crate::ctr::{ctr, remove};
 use crate::leaks::Holdings;
 
@@ -77,9 +77,13 @@ pub fn run(selection: &Selection) -> anyhow::Result<Verdict> {
         let outcome = run_one(&test, selection);
         let took = begin.elapsed().as_secs_f64();
         match outcome {
-            Ok(()) => {
+            Ok(Outcome::Passed) => {
                 println!("PASS {took:>6.1} s  {}", test.name);
                 verdict.passed.push(test.name.to_owned());
+            }
+            Ok(Outcome::Skipped(reason)) => {
+                println!("SKIP {took:>6.1} s  {}: {reason}", test.name);
+                verdict.skipped.push(Skip { name: test.name.to_owned(), reason });
             }
             Err(error) => {
                 println!("FAIL {took:>6.1} s  {}\n     {error:#}", test.name);
@@ -97,19 +101,31 @@ fn selected(selection: &Selection) -> Vec<Test> {
     wanted.enumerate().filter(|(index, _)| index % of.max(1) == shard).map(|(_, test)| test).collect()
 }
 
-fn run_one(test: &Test, selection: &Selection) -> anyhow::Result<()> {
+/// How a test ended that found nothing wrong.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It has checked its promise.
+    Passed,
+    /// It does not apply, for this reason.
+    Skipped(String),
+}
+
+/// The exit status of a test's process that was skipped; the reason is on its standard error.
+pub const SKIPPED: u8 = 77;
+
+fn run_one(test: &Test, selection: &Selection) -> anyhow::Result<Outcome> {
     let before = Holdings::now();
     let outcome = run_in_process(test.name, selection);
     let removed = remove_containers();
     let left = wait_until_gone(&before);
-    outcome?;
+    let outcome = outcome?;
     removed?;
     ensure!(left.is_empty(), "left behind: {}", left.join(", "));
-    Ok(())
+    Ok(outcome)
 }
 
 /// Runs one test as a child (`saya-e2e --run NAME`), and kills it with all it started when its time is over.
-fn run_in_process(name: &str, selection: &Selection) -> anyhow::Result<()> {
+fn run_in_process(name: &str, selection: &Selection) -> anyhow::Result<Outcome> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--runtime", &selection.runtime, "--run", name])
         .args(selection.long.then_some("--long"))
@@ -128,8 +144,11 @@ fn run_in_process(name: &str, selection: &Selection) -> anyhow::Result<()> {
     if deadline.disarm() {
         bail!("did not end within {} s; it had printed: {}", DEADLINE.as_secs(), output.trim());
     }
+    if status.code() == Some(SKIPPED.into()) {
+        return Ok(Outcome::Skipped(output.trim().to_owned()));
+    }
     ensure!(status.success(), "{}", output.trim());
-    Ok(())
+    Ok(Outcome::Passed)
 }
 
 /// Kills a process group when its time is over.
@@ -162,7 +181,7 @@ impl Deadline {
 ///
 /// # Errors
 /// What the test found wrong.
-pub fn run_here(name: &str, runtime: &str, long: bool) -> anyhow::Result<()> {
+pub fn run_here(name: &str, runtime: &str, long: bool) -> anyhow::Result<Outcome> {
     let test = super::all()
         .into_iter()
         .find(|test| test.name == name)
@@ -171,7 +190,13 @@ pub fn run_here(name: &str, runtime: &str, long: bool) -> anyhow::Result<()> {
     fs::create_dir_all(&scratch)?;
     let outcome = (test.check)(&Context { runtime: runtime.to_owned(), scratch: scratch.clone(), long });
     fs::remove_dir_all(&scratch)?;
-    outcome
+    match outcome {
+        Ok(()) => Ok(Outcome::Passed),
+        Err(error) => match error.downcast::<NotApplicable>() {
+            Ok(reason) => Ok(Outcome::Skipped(reason.to_string())),
+            Err(error) => Err(error),
+        },
+    }
 }
 
 /// Removes what a test that failed has left, so that the next begins with nothing.

@@ -14,7 +14,7 @@ const RUNTIME: &str = "io.containerd.kata.v2";
 /// The oldest version that these shims' API is tested with.
 const OLDEST: (u32, u32) = (1, 6);
 /// Names under which the CRI plugin can be switched off.
-const CRI_PLUGINS: [&str; 2] = ["cri", "io.containerd.grpc.v1.cri"];
+const CRI_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
 
 pub(super) fn all() -> Vec<Finding> {
     let version = output_of(&["--version"]);
@@ -76,7 +76,7 @@ fn judge_handlers(configuration: Option<&Table>) -> Finding {
         return Finding::doubtful(
             SUBJECT,
             format!("no runtime of the CRI plugin has runtime_type {RUNTIME}"),
-            "add the drop-in of deploy/containerd for Kubernetes; ctr needs none of it",
+            "run deploy/install.sh --containerd for Kubernetes; ctr needs none of it",
         );
     }
     Finding::good(SUBJECT, handlers.join(", "))

@@ -7,7 +7,6 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use super::peers::{ECHO, ECHO_PORT, exchange, resolve_from, serve_to};
-use super::refusals::RUNC;
 use crate::cni::{Attachment, Netns};
 use crate::ctr::finish;
 use crate::e2e::context::{BUSYBOX, Context, Running, eventually};
@@ -67,7 +66,7 @@ pub(super) fn point_to_point(context: &Context) -> anyhow::Result<()> {
     namespace.ip("neigh replace 10.78.0.99 lladdr 02:00:00:00:00:99 dev eth0 nud permanent")?;
 
     let container = context.start(BUSYBOX, "pointed", &[&namespace.flag(), "--cpus", "2"], &ECHO)?;
-    if context.runtime != RUNC {
+    if !context.is_control() {
         container.exec("queues", &["ls", "/sys/class/net/eth0/queues/tx-1"])?.expect_status(0)?;
     }
     expect_same_network(&container, &namespace, "eth0")?;

@@ -9,14 +9,12 @@ use crate::ctr::finish;
 use crate::e2e::context::{BUSYBOX, Context, eventually};
 use crate::e2e::leftovers::kill_shim_of;
 
-/// The control, to which a namespace is a namespace.
-pub(super) const RUNC: &str = "io.containerd.runc.v2";
-
 /// Bad input gets an error that names it, and leaves nothing.
 pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
     let missing = context.run(&["--with-ns=network:/run/netns/no-such"], "missing", &["true"])?;
     ensure!(missing.status != Some(0) && missing.stderr.contains("/run/netns/no-such"), "{missing:?}");
-    if context.runtime == RUNC {
+    if context.is_control() {
+        // To which a namespace is a namespace.
         return Ok(());
     }
     let cases: [(&[&str], &[&str]); 4] = [
@@ -60,7 +58,7 @@ pub(super) fn killed_shim(context: &Context) -> anyhow::Result<()> {
     namespace.ip("addr add 10.80.0.2/24 dev eth0")?;
     let before = namespace.contents()?;
     let orphan = context.start(BUSYBOX, "tied", &[&namespace.flag()], &["sleep", "3600"])?;
-    if context.runtime != RUNC {
+    if !context.is_control() {
         ensure!(namespace.contents()? != before, "nothing is tied to the interface");
     }
     kill_shim_of("tied")?;

@@ -31,7 +31,7 @@ pub(super) struct Node<'a> {
 
 impl<'a> Node<'a> {
     pub(super) fn new(context: &'a Context) -> anyhow::Result<Self> {
-        let handler = if context.runtime == "io.containerd.runc.v2" { "runc" } else { "kata" };
+        let handler = if context.is_control() { "runc" } else { "kata" };
         Ok(Self { cri: Cri::connect()?, handler, context })
     }
 

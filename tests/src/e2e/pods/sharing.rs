@@ -79,10 +79,8 @@ pub(super) fn processes(context: &Context) -> anyhow::Result<()> {
 }
 
 pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
+    context.for_ours_alone("runc's pods are on the host and may have its namespaces")?;
     let node = Node::new(context)?;
-    if node.handler == "runc" {
-        return Ok(());
-    }
     let own = NamespaceOption { pid: CONTAINER, ..NamespaceOption::default() };
     for (kind, options) in [
         ("network", NamespaceOption { network: NODE, ..own }),
