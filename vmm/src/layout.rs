@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0000  page 0, unused                       0xC000_0000  end of low memory, start of the device gap
 //! 0x0000_6000  hvm_start_info, modules, memory map  0xD000_0000  virtio-mmio devices
-//! 0x0002_0000  kernel command line                  0xFEC0_0000  I/O APIC     
+//! 0x0002_0000  kernel command line                  0xFEC0_0000  I/O APIC
 //! 0x0009_FC00  MP table                             0xFEE0_0000  local APICs (KVM)
 //! 0x0010_0000  kernel, then the rest of low memory  0xFFFB_C000  KVM's own pages (Intel)
 //!              …initramfs at its top                0x1_0000_0000  high memory

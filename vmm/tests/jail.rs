@@ -16,13 +16,15 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use libc::{c_int, c_long};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
-use saya_vmm::control::{self, Event, StopReason};
+use saya_vmm::control::{self, Event, StopReason, VmmEnd};
 use saya_vmm::jail::{self, Jail, Role, in_new_pid_namespace, rules};
+use saya_vmm::process::report_panics_to;
 
 /// Name the control descriptor, the role and the attack to the re-executed test program.
 const CONTROL_FD: &str = "SAYA_TEST_CONTROL_FD";
@@ -43,6 +45,9 @@ struct Attack {
     /// With what it fails in the jail, even where no filter stops it: with Landlock there may be another answer.
     fails_with: &'static [c_int],
 }
+
+/// No attack, but a mistake of ours.
+const PANIC: Attack = Attack { name: "panic", run: |_| panic!("on purpose"), fails_with: &[] };
 
 const ATTACKS: &[Attack] = &[
     Attack { name: "open a host file", run: |_| open(c"/etc/passwd"), fails_with: &[libc::ENOENT] },
@@ -195,10 +200,11 @@ fn jailed_process() {
 /// Enters the jail and attacks. The exit status is the error's number.
 fn attack(control: &OwnedFd) -> c_int {
     jail::report_violations_to(control.as_fd()).unwrap();
+    report_panics_to(Arc::new(VmmEnd::from(control.try_clone().unwrap())));
     let Jail { root, descriptor_directory, confinement } = jail::enter(share()).unwrap();
     let jail = Jail { root, descriptor_directory, confinement: confinement.clone() };
     let name = std::env::var(ATTACK).unwrap();
-    let attack = ATTACKS.iter().find(|attack| attack.name == name).unwrap();
+    let attack = ATTACKS.iter().chain([&PANIC]).find(|attack| attack.name == name).unwrap();
     let role = std::env::var(ROLE).ok();
     let role = role.map(|name| Role::ALL.into_iter().find(|role| role.name() == name).unwrap());
     if let Some(role) = role {
@@ -229,6 +235,8 @@ fn outcome_of(attack: &Attack, role: Option<Role>) -> (Option<c_int>, Option<Str
         .env(CONTROL_FD, theirs.as_raw_fd().to_string())
         .env(ATTACK, attack.name)
         .env(HOST_PID, std::process::id().to_string())
+        // The VMM's environment is empty. A backtrace takes files.
+        .env_remove("RUST_BACKTRACE")
         .stdout(Stdio::null());
     if let Some(role) = role {
         command.env(ROLE, role.name());
@@ -297,6 +305,18 @@ fn a_forbidden_call_of_any_role_ends_the_process_with_a_report_of_role_and_call(
                 report.contains(&format!("{role} thread")) && report.contains(&format!("{call} ({number})"));
             assert!(told, "{role}: {name}: {report}");
         }
+    }
+}
+
+#[test]
+fn a_panic_of_any_role_is_reported_as_what_it_is() {
+    if !may_make_namespaces() {
+        return;
+    }
+    for role in Role::ALL {
+        let (status, report) = outcome_of(&PANIC, Some(role));
+        let report = report.unwrap_or_default();
+        assert!(status == Some(1) && report.contains("on purpose"), "{role}: {status:?}, {report}");
     }
 }
 

@@ -1,12 +1,16 @@
 //! Passing connections on from the loopback of the pod's network namespace to that of the guest.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::vm::Vm;
 use crate::network::{LoopbackListener, NetworkError, PodNamespace};
+
+/// How long no connection is accepted after one could not be.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Passes connections on for as long as the VM runs. Where the kernel has no way to, it is said in the log: the pod
 /// works, but for `kubectl port-forward`.
@@ -36,7 +40,11 @@ async fn serve(vm: &Vm, namespace: PodNamespace) -> Result<(), NetworkError> {
             Ok((client, _)) => {
                 tokio::spawn(forward(client, agent.clone()));
             }
-            Err(error) => tracing::warn!(%error, "accepting a connection to the pod's loopback"),
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection to the pod's loopback");
+                // What is missing are descriptors or memory, and until there are some again the next call fails at once.
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 }

@@ -37,7 +37,8 @@ pub struct FsConfig {
     pub implicit_opens: bool,
     /// Whether the guest's POSIX and `flock` locks are the host's, too. Each lock is a request then, and a process that
     /// waits for a lock cannot be killed until it has it: virtio-fs has no way to interrupt a request. If not, locks
-    /// hold within the guest. It excludes `implicit_opens`.
+    /// hold within the guest. It excludes `implicit_opens`, and works without a jail alone: the filter of the thread that
+    /// serves files allows neither the threads that wait nor the locks.
     pub remote_locks: bool,
     /// How many inodes the guest may know; each takes about 250 bytes here. Its kernel needs at least 1 KiB of the
     /// guest's memory for each, so that as many as that memory has KiB are always enough.

@@ -20,25 +20,30 @@ const LENGTH: usize = HUGE_PAGE as usize;
 /// Asks the host to back `range`, extended to whole large pages, by large pages. A host that cannot leaves small ones
 /// behind, with which everything works, only slower.
 pub fn back_by_huge_pages(memory: &GuestMemory, range: &Range<u64>) {
-    let first = range.start - range.start % HUGE_PAGE;
-    let end = range.end.checked_next_multiple_of(HUGE_PAGE).unwrap_or(range.end);
-    for region in memory.iter() {
-        let region_start = region.start_addr().0;
-        let start = first.saturating_sub(region_start).min(region.len());
-        let end = end.saturating_sub(region_start).min(region.len());
-        if let (Ok(start), Ok(end)) = (usize::try_from(start), usize::try_from(end)) {
-            collapse(&Pages {
-                start: region.as_ptr().wrapping_add(start),
-                count: end.saturating_sub(start) / LENGTH,
-            });
-        }
-    }
+    pages(memory, range).for_each(|pages| collapse(&pages));
 }
 
 /// Large pages of a region's mapping, one behind the other.
 struct Pages {
+    /// Where the guest has the first.
+    #[cfg_attr(not(test), expect(dead_code))]
+    address: u64,
     start: *mut u8,
     count: usize,
+}
+
+/// The large pages of each region that `range` touches, as far as they lie within the region.
+fn pages(memory: &GuestMemory, range: &Range<u64>) -> impl Iterator<Item = Pages> {
+    let first = range.start - range.start % HUGE_PAGE;
+    let end = range.end.checked_next_multiple_of(HUGE_PAGE).unwrap_or(range.end);
+    memory.iter().filter_map(move |region| {
+        let region_start = region.start_addr().0;
+        let start = first.saturating_sub(region_start).min(region.len());
+        let end = end.saturating_sub(region_start).min(region.len());
+        let count = usize::try_from(end).ok()?.saturating_sub(usize::try_from(start).ok()?) / LENGTH;
+        let mapped = region.as_ptr().wrapping_add(usize::try_from(start).ok()?);
+        (count > 0).then_some(Pages { address: region_start + start, start: mapped, count })
+    })
 }
 
 /// Makes large pages of them.
@@ -82,20 +87,28 @@ mod tests {
         assert_eq!(memory.read_obj::<u64>(GuestAddress(5 << 20)).unwrap(), 0);
     }
 
+    /// Address and count of the large pages of a range.
+    fn of(memory: &GuestMemory, range: Range<u64>) -> Vec<(u64, usize)> {
+        pages(memory, &range).map(|pages| (pages.address, pages.count)).collect()
+    }
+
     #[test]
-    fn a_range_beyond_memory_does_no_harm() {
+    fn a_range_is_extended_to_whole_pages_and_cut_to_those_that_memory_has() {
         let memory = allocate(33).unwrap();
-        back_by_huge_pages(&memory, &((31 << 20)..u64::MAX / 2));
-        back_by_huge_pages(&memory, &((64 << 20)..(66 << 20)));
-        back_by_huge_pages(&memory, &(u64::MAX - 1..u64::MAX));
+        assert_eq!(of(&memory, 3 << 20..5 << 20), [(2 << 20, 2)]);
+        assert_eq!(of(&memory, 31 << 20..u64::MAX / 2), [(30 << 20, 1)]);
+        assert_eq!(of(&memory, 64 << 20..66 << 20), []);
+        assert_eq!(of(&memory, u64::MAX - 1..u64::MAX), []);
         #[expect(clippy::reversed_empty_ranges)]
-        back_by_huge_pages(&memory, &(8 << 20..2 << 20));
+        let reversed = 8 << 20..2 << 20;
+        assert_eq!(of(&memory, reversed), []);
     }
 
     #[test]
     fn a_range_across_the_device_gap_is_both_its_ends() {
         let memory = allocate(3 * 1024 + 4).unwrap();
         let last = GAP_START - (4 << 20);
-        back_by_huge_pages(&memory, &(last..GAP_END + (4 << 20)));
+        let both = [(last, 2), (GAP_END, 2)];
+        assert_eq!(of(&memory, last..GAP_END + (4 << 20)), both);
     }
 }

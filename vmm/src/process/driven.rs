@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::devices::{self, ControlConnector, HostSide, InterfaceHost, Share, VsockHost};
-use super::{FAILURE, exit_status, tuning, wake_on};
+use super::{FAILURE, exit_status, report_panics_to, tuning, wake_on};
 use crate::clock::monotonic_ns;
 use crate::control::{Boot, CONSOLE_TAIL, Counters, Event, FileRole, Interface, Request, StopReason, VmmEnd};
 use crate::devices::console::Console;
@@ -89,30 +90,16 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
     let vm = Vm::build(&config, &kvm, kernel.into(), initramfs.as_ref(), devices, console.clone());
     // The guest might reach whatever the process has open.
     drop((kvm, initramfs));
-    let vm = Arc::new(vm.and_then(|vm| vm.start(&confinement)).map_err(|error| error.to_string())?);
+    let vm = vm.and_then(|vm| vm.start(&confinement)).map_err(|error| error.to_string())?;
+    // The process exits when this function has returned, and takes the vCPUs along. Stopping them one by one would only
+    // delay it, and takes a system call that the filter forbids.
+    let vm = ManuallyDrop::new(Arc::new(vm));
 
     let mut timeline = vm.timeline();
     (timeline.process_start_ns, timeline.config_received_ns) = (process_start_ns, config_received_ns);
     control.send(&Event::Started(timeline), &[]).map_err(|error| error.to_string())?;
     wait(control, &vm, &event_loop)?;
-    let reason = vm.stop_reason().ok_or("the event loop ended by itself")?;
-    // The process exits now and takes the vCPUs along. Stopping them one by one would only delay it.
-    std::mem::forget(vm);
-    Ok(reason)
-}
-
-/// Has a panic of any thread reported as the end of the virtual machine, and end the process. Aborting, which is what
-/// happens otherwise, takes system calls that filters forbid, and a signal that the first process of a pid namespace does
-/// not take.
-fn report_panics_to(control: Arc<VmmEnd>) {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        print(panic);
-        let reason = StopReason::Failed { message: format!("the VMM panicked: {panic}") };
-        let _ = control.try_send(&Event::Stopped { reason, console: String::new() }, &[]);
-        // SAFETY: _exit touches no memory; what other threads are at ends with them.
-        unsafe { libc::_exit(FAILURE) };
-    }));
+    Ok(vm.stop_reason().ok_or("the event loop ended by itself")?)
 }
 
 /// The descriptors of a message to boot, by their role.

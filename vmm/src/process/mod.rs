@@ -3,10 +3,12 @@
 mod devices;
 mod driven;
 mod foreground;
+mod panic_report;
 mod tuning;
 
 pub use driven::run;
 pub use foreground::{ForegroundOptions, foreground};
+pub use panic_report::report_panics_to;
 
 use std::io;
 use std::sync::Arc;

@@ -34,6 +34,7 @@ pub(crate) fn memory() -> GuestMemory {
 pub(crate) const SEAM: u64 = 8 << 20;
 
 /// One queue, as its driver sees it.
+#[derive(Debug)]
 pub(crate) struct DriverQueue {
     pub(crate) memory: GuestMemory,
     base: u64,
@@ -55,7 +56,7 @@ impl DriverQueue {
         self.base + 0x1000
     }
 
-    fn used_ring(&self) -> u64 {
+    pub(crate) fn used_ring(&self) -> u64 {
         self.base + 0x2000
     }
 
@@ -155,6 +156,7 @@ pub(crate) fn write_descriptor(memory: &GuestMemory, at: u64, (address, length, 
 }
 
 /// The driver's end of an interrupt.
+#[derive(Debug)]
 pub(crate) struct InterruptLine(EventFd);
 
 impl InterruptLine {

@@ -1,45 +1,34 @@
 //! Queues on plain memory, as a driver may lay them out, well or badly.
 
 use proptest::prelude::*;
-use virtio_queue::desc::{RawDescriptor, split::Descriptor};
-use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::{QueueError, Service, serve_queue};
+use super::test_driver::{DriverQueue, InterruptLine};
 use super::{DeviceQueue, Interrupt};
 use crate::memory::{GuestMemory, allocate};
 
-pub(crate) const NEXT: u16 = 1;
-pub(crate) const WRITE: u16 = 2;
-pub(crate) const INDIRECT: u16 = 4;
+pub(crate) use super::test_driver::{INDIRECT, NEXT, WRITE};
 
-const DESCRIPTORS: u64 = 0x1000;
-const AVAILABLE: u64 = 0x2000;
-const USED: u64 = 0x3000;
+/// Where the rings begin.
+const RINGS: u64 = 0x1000;
 
 /// A driver and its queue in 32 MiB of memory; buffers belong to 0x8000 and above.
 #[derive(Debug)]
 pub(crate) struct TestQueue {
     pub(crate) memory: GuestMemory,
+    driver: DriverQueue,
     queue: DeviceQueue,
     interrupt: Interrupt,
-    size: u16,
-    offered: u16,
+    line: InterruptLine,
 }
 
 impl TestQueue {
     pub(crate) fn new(size: u16) -> Self {
         let memory = allocate(32).unwrap();
-        let mut queue = Queue::new(size).unwrap();
-        queue.set_desc_table_address(Some(DESCRIPTORS as u32), Some(0));
-        queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
-        queue.set_used_ring_address(Some(USED as u32), Some(0));
-        queue.set_ready(true);
-        assert!(queue.is_valid(&memory));
-        let notification = EventFd::new(EFD_NONBLOCK).unwrap();
-        let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        Self { memory, queue: DeviceQueue { queue, notification }, interrupt, size, offered: 0 }
+        let driver = DriverQueue::new(&memory, RINGS, size);
+        let (interrupt, line) = InterruptLine::new();
+        Self { memory, queue: driver.device_queue(), driver, interrupt, line }
     }
 
     /// The first address behind memory.
@@ -48,20 +37,15 @@ impl TestQueue {
     }
 
     pub(crate) fn descriptor(&mut self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
-        let descriptor = RawDescriptor::from(Descriptor::new(address, length, flags, next));
-        let at = DESCRIPTORS + 16 * u64::from(index);
-        self.memory.write_obj(descriptor, GuestAddress(at)).unwrap();
+        self.driver.describe(index, address, length, flags, next);
     }
 
     pub(crate) fn offer(&mut self, head: u16) {
-        let slot = u64::from(self.offered % self.size);
-        self.memory.write_obj(head, GuestAddress(AVAILABLE + 4 + 2 * slot)).unwrap();
-        self.offered = self.offered.wrapping_add(1);
-        self.set_avail_index(self.offered);
+        self.driver.offer(head);
     }
 
     pub(crate) fn set_avail_index(&mut self, index: u16) {
-        self.memory.write_obj(index, GuestAddress(AVAILABLE + 2)).unwrap();
+        self.driver.set_available(index);
     }
 
     pub(crate) fn serve(&mut self, index: usize, service: &mut dyn Service) -> Result<(), QueueError> {
@@ -70,9 +54,10 @@ impl TestQueue {
 
     /// Head and length of every used chain.
     pub(crate) fn used(&self) -> Vec<(u32, u32)> {
-        let count: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        let used = self.driver.used_ring();
+        let count: u16 = self.memory.read_obj(GuestAddress(used + 2)).unwrap();
         let element = |index: u16| {
-            let at = USED + 4 + 8 * u64::from(index % self.size);
+            let at = used + 4 + 8 * u64::from(index % self.driver.size);
             let [id, length]: [u32; 2] = self.memory.read_obj(GuestAddress(at)).unwrap();
             (id, length)
         };
@@ -81,7 +66,7 @@ impl TestQueue {
 
     /// How often the interrupt was raised since the last look.
     pub(crate) fn interrupts(&self) -> u64 {
-        self.interrupt.line().read().unwrap_or(0)
+        self.line.count()
     }
 }
 

@@ -6,15 +6,14 @@
 use libc::{
     MADV_DONTNEED, PROT_EXEC, SYS_accept4, SYS_brk, SYS_capget, SYS_capset, SYS_clock_gettime, SYS_close,
     SYS_copy_file_range, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_eventfd2, SYS_exit,
-    SYS_exit_group, SYS_fallocate, SYS_fchmodat, SYS_fchownat, SYS_fcntl, SYS_fdatasync, SYS_flock,
-    SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid, SYS_getrandom,
-    SYS_getxattr, SYS_ioctl, SYS_linkat, SYS_listxattr, SYS_lseek, SYS_madvise, SYS_mkdirat, SYS_mknodat,
-    SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_openat, SYS_openat2, SYS_preadv, SYS_pwritev,
-    SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_removexattr, SYS_renameat2,
-    SYS_restart_syscall, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_sendto,
-    SYS_setfsgid, SYS_setfsuid, SYS_setxattr, SYS_shutdown, SYS_sigaltstack, SYS_socketpair, SYS_statx,
-    SYS_symlinkat, SYS_syncfs, SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat, SYS_write, SYS_writev,
-    c_long,
+    SYS_exit_group, SYS_fallocate, SYS_fchmodat, SYS_fchownat, SYS_fcntl, SYS_fdatasync, SYS_fstatfs,
+    SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid, SYS_getrandom, SYS_getxattr, SYS_ioctl,
+    SYS_linkat, SYS_listxattr, SYS_lseek, SYS_madvise, SYS_mkdirat, SYS_mknodat, SYS_mmap, SYS_mprotect,
+    SYS_mremap, SYS_munmap, SYS_openat, SYS_openat2, SYS_preadv, SYS_pwritev, SYS_read, SYS_readlinkat,
+    SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_removexattr, SYS_renameat2, SYS_restart_syscall,
+    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_setfsgid,
+    SYS_setfsuid, SYS_setxattr, SYS_shutdown, SYS_sigaltstack, SYS_socketpair, SYS_statx, SYS_symlinkat,
+    SYS_syncfs, SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat, SYS_write, SYS_writev, c_long,
 };
 use syscalls::Sysno;
 
@@ -207,12 +206,11 @@ const FS: &[Rule] = &[
     rare(SYS_setxattr, "SETXATTR"),
     rare(SYS_listxattr, "LISTXATTR"),
     rare(SYS_removexattr, "REMOVEXATTR"),
-    rare(SYS_flock, "FLUSH and RELEASE of locked files"),
     rarely_only(
         SYS_fcntl,
         1,
         &[libc::F_SETFL as u64, libc::F_DUPFD_CLOEXEC as u64],
-        "O_APPEND of an open file that changes; FLUSH closes a duplicate",
+        "O_APPEND of an open file that changes; COPY_FILE_RANGE holds both files",
     ),
     usual(SYS_setfsuid, "as whom a file is made"),
     usual(SYS_setfsgid, "as whom a file is made"),

@@ -113,7 +113,13 @@ impl<'s> Worker<'s> {
                         self.finish_ended(memory, &mut waiting);
                     }
                 }
-                Ok(Wakeup { stop: true, .. }) | Err(_) => return,
+                Ok(Wakeup { stop: true, .. }) => return,
+                Err(error) => {
+                    eprintln!("fs: epoll: {error}");
+                    // A guest that does not hear it waits for its files; there is nobody else to tell.
+                    let _ = self.interrupt.needs_reset();
+                    return;
+                }
             }
             for (index, due) in due.iter_mut().enumerate() {
                 if std::mem::take(due) {
@@ -164,6 +170,8 @@ impl<'s> Worker<'s> {
         let mut turn = QueueTurn { index, server: self.server, buffers, waiting, interrupt: &self.interrupt };
         turn.serve(&mut queue.queue, memory).unwrap_or_else(|_| {
             queue.broken = true;
+            // As above.
+            let _ = self.interrupt.needs_reset();
             Turn::Drained
         })
     }
@@ -179,7 +187,10 @@ impl<'s> Worker<'s> {
             let written = if let Served::Reply(length) = served { length } else { 0 };
             let used = use_chain(&mut queue.queue, memory, request.head, written)
                 .and_then(|()| announce(&mut queue.queue, memory, &self.interrupt));
-            queue.broken = used.is_err();
+            if used.is_err() {
+                queue.broken = true;
+                let _ = self.interrupt.needs_reset();
+            }
         }
     }
 }
