@@ -16,12 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Takes connections from `listener` for ever.
 pub(crate) async fn serve(listener: Listener) {
     loop {
-        match listener.accept().await {
-            Ok(connection) => {
-                tokio::spawn(forward(connection));
-            }
-            Err(error) => log::error!("cannot accept a connection to loopback: {error}"),
-        }
+        let connection = listener.next("a connection to loopback").await;
+        tokio::spawn(forward(connection));
     }
 }
 

@@ -68,7 +68,7 @@ fn accepted_by(listener: Listener) -> transport::Listener {
 
 fn futures_stream(listener: Listener) -> impl futures::Stream<Item = std::io::Result<Connection>> + Send {
     futures::stream::unfold(listener, |listener| async move {
-        let accepted = listener.accept().await;
-        Some((accepted, listener))
+        let connection = listener.next("a connection to the service").await;
+        Some((Ok(connection), listener))
     })
 }

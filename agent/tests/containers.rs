@@ -2,22 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[macro_use]
 mod common;
 
 use std::io::Write;
 
-use common::{Machine, message, process_spec};
+use common::{message, process_spec};
 use serde_json::json;
 use ttrpc::Code;
-
-macro_rules! machine {
-    () => {
-        match Machine::start().await {
-            Some(machine) => machine,
-            None => return,
-        }
-    };
-}
 
 #[tokio::test]
 async fn a_container_says_hello_and_leaves_nothing() {

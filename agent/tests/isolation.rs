@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[macro_use]
 mod common;
 
 use std::fs;
@@ -10,15 +11,6 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use common::{Machine, message, process_spec};
 use serde_json::{Value, json};
 use ttrpc::Code;
-
-macro_rules! machine {
-    () => {
-        match Machine::start().await {
-            Some(machine) => machine,
-            None => return,
-        }
-    };
-}
 
 fn add_mount(spec: &mut Value, mount: Value) {
     spec["mounts"].as_array_mut().unwrap().push(mount);

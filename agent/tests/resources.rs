@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[macro_use]
 mod common;
 
 use std::fs;
@@ -10,15 +11,6 @@ use common::{Machine, context, message, process_spec};
 use saya_agent_api::agent::{ContainerRequest, UpdateContainerRequest, WaitOutOfMemoryRequest};
 use serde_json::{Value, json};
 use ttrpc::Code;
-
-macro_rules! machine {
-    () => {
-        match Machine::start().await {
-            Some(machine) => machine,
-            None => return,
-        }
-    };
-}
 
 fn container(id: &str) -> ContainerRequest {
     ContainerRequest { container_id: id.to_owned(), ..ContainerRequest::default() }

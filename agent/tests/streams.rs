@@ -2,21 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[macro_use]
 mod common;
 
 use std::fs;
 use std::io::Write;
 
 use common::{Machine, process_spec};
-
-macro_rules! machine {
-    () => {
-        match Machine::start().await {
-            Some(machine) => machine,
-            None => return,
-        }
-    };
-}
 
 fn open_files(machine: &Machine) -> usize {
     fs::read_dir(format!("/proc/{}/fd", machine.pid())).unwrap().count()

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[macro_use]
 mod common;
 
 use std::io::{Read, Write};
@@ -10,15 +11,6 @@ use std::os::unix::net::UnixStream;
 use common::{Machine, context, process_spec};
 use saya_agent_api::agent::ResizeTerminalRequest;
 use serde_json::json;
-
-macro_rules! machine {
-    () => {
-        match Machine::start().await {
-            Some(machine) => machine,
-            None => return,
-        }
-    };
-}
 
 /// Reads until `end` has come.
 async fn read_until(stream: &UnixStream, end: &'static str) -> String {

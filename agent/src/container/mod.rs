@@ -61,7 +61,7 @@ impl Container {
         let first = match spawn::first_process(plan, &cgroup, streams, surroundings).await {
             Ok(first) => first,
             Err(error) => {
-                let error = if cgroup.ran_out_of_memory() { too_little_memory(plan) } else { error };
+                let error = reason_of_failure(plan, &cgroup, error);
                 discard(&cgroup);
                 return Err(error);
             }
@@ -244,11 +244,21 @@ impl Container {
     }
 }
 
-/// Why the set-up of a container was killed: its own memory counts too.
-fn too_little_memory(plan: &ContainerPlan) -> Error {
-    let memory = plan.resources.memory().unwrap_or_default();
-    let problem =
-        format!("is {} bytes, too little to set the container up", memory.limit().unwrap_or_default());
+/// Why the set-up of a container failed: what it needs itself counts towards the container's limit. Without one, the
+/// kernel's want of memory is nothing that the spec could mend.
+fn reason_of_failure(plan: &ContainerPlan, cgroup: &Cgroup, error: Error) -> Error {
+    match plan.resources.memory().and_then(|memory| memory.limit()).filter(|limit| *limit > 0) {
+        Some(limit) if cgroup.ran_out_of_memory() => {
+            log::warn!("container {:?} ran out of memory while it was set up: {error}", plan.id);
+            too_little_memory(limit)
+        }
+        _ => error,
+    }
+}
+
+/// `limit` is in bytes.
+fn too_little_memory(limit: i64) -> Error {
+    let problem = format!("is {limit} bytes, too little to set the container up");
     SpecError::invalid("linux.resources.memory.limit", problem).into()
 }
 

@@ -18,7 +18,7 @@ impl Request {
         bytes.extend(0_u32.to_ne_bytes()); // The length, when it is known.
         bytes.extend(kind.to_ne_bytes());
         bytes.extend((flags as u16).to_ne_bytes());
-        bytes.extend(0_u32.to_ne_bytes()); // The sequence number, when it is sent.
+        bytes.extend(0_u32.to_ne_bytes()); // The sequence number: one request is answered before the next is made.
         bytes.extend(0_u32.to_ne_bytes()); // The port: the kernel knows.
         bytes.extend(structure);
         pad(&mut bytes);
@@ -41,13 +41,10 @@ impl Request {
         }
     }
 
-    /// The whole message with its sequence number.
-    pub(super) fn finish(mut self, sequence: u32) -> Vec<u8> {
+    /// The whole message.
+    pub(super) fn finish(mut self) -> Vec<u8> {
         let length = (self.bytes.len() as u32).to_ne_bytes();
         for (to, from) in self.bytes.iter_mut().zip(length) {
-            *to = from;
-        }
-        for (to, from) in self.bytes.iter_mut().skip(8).zip(sequence.to_ne_bytes()) {
             *to = from;
         }
         self.bytes
@@ -61,6 +58,7 @@ pub(super) fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Values are numbers, addresses and names of interfaces, all checked: far shorter than the 65,531 bytes that fit.
 fn append(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     bytes.extend((value.len() as u16 + 4).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
@@ -125,8 +123,7 @@ mod tests {
     #[test]
     fn a_request_reads_as_it_was_written() {
         let bytes =
-            Request::new(16, 5, &[1; 16]).with(3, b"eth0\0").with_some(9, None).with(4, &[7; 4]).finish(42);
-        assert_eq!(number(&bytes, 8), Some(42));
+            Request::new(16, 5, &[1; 16]).with(3, b"eth0\0").with_some(9, None).with(4, &[7; 4]).finish();
         let all: Vec<Reply<'_>> = replies(&bytes).collect();
         assert_eq!((all.len(), all[0].kind, all[0].flags), (1, 16, 5));
         let read: Vec<_> = attributes(&all[0].body[16..]).collect();

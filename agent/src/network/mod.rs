@@ -93,6 +93,19 @@ fn octets(address: &IpAddr) -> Vec<u8> {
     }
 }
 
+/// Reads an address of this family as it goes over the wire; `None` where there is none, as in a default route.
+fn octets_of_family(bytes: &[u8], family: u8, what: &str) -> Result<Option<Vec<u8>>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let address = ip(bytes, what)?;
+    if self::family(&address) == family {
+        return Ok(Some(octets(&address)));
+    }
+    let version = if i32::from(family) == libc::AF_INET { 4 } else { 6 };
+    Err(Error::InvalidRequest(format!("{what}: {address} is not an address of IPv{version}")))
+}
+
 /// Checks a prefix length against its address's family.
 fn prefix(length: u32, family: u8, what: &str) -> Result<u8> {
     let limit = if i32::from(family) == libc::AF_INET { 32 } else { 128 };

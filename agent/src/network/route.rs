@@ -11,11 +11,9 @@ use saya_agent_api::agent::Route;
 
 use super::message::{Request, nested};
 use super::socket::Socket;
-use super::{Indexes, family, index_of, ip, octets, prefix};
+use super::{Indexes, index_of, ip, octets_of_family, prefix};
 use crate::error::{Action, Error, Result};
 
-/// `RTA_VIA` of linux/rtnetlink.h: a gateway of the other family.
-const RTA_VIA: u16 = 18;
 /// `RTAX_MTU` of linux/rtnetlink.h, inside of `RTA_METRICS`.
 const MTU: u16 = 2;
 /// `RTNH_F_ONLINK`: the gateway is there, whatever the routes say.
@@ -35,8 +33,9 @@ pub(super) fn add(socket: &Socket, route: &Route, indexes: &Indexes) -> Result<(
 fn request(route: &Route, indexes: &Indexes) -> Result<Request> {
     let family = (if route.ipv6 { libc::AF_INET6 } else { libc::AF_INET }) as u8;
     let what = name(route);
-    let destination = address_of(&route.destination, family, &what)?;
-    let source = address_of(&route.preferred_source, family, &what)?;
+    let destination = octets_of_family(&route.destination, family, &what)?;
+    let source = octets_of_family(&route.preferred_source, family, &what)?;
+    let gateway = octets_of_family(&route.gateway, family, &what)?;
     let length = prefix(route.prefix_length, family, &what)?;
     let table = if route.table == 0 { MAIN_TABLE } else { route.table };
     let byte = |value: u32, field: &str| {
@@ -60,7 +59,8 @@ fn request(route: &Route, indexes: &Indexes) -> Result<Request> {
         Request::new(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND, &structure)
             .with(RTA_TABLE, &table.to_ne_bytes())
             .with_some(RTA_DST, destination.as_deref())
-            .with_some(RTA_PREFSRC, source.as_deref());
+            .with_some(RTA_PREFSRC, source.as_deref())
+            .with_some(RTA_GATEWAY, gateway.as_deref());
     if !route.interface.is_empty() {
         request = request.with(RTA_OIF, &index_of(indexes, &route.interface)?.to_ne_bytes());
     }
@@ -70,33 +70,7 @@ fn request(route: &Route, indexes: &Indexes) -> Result<Request> {
     if route.mtu != 0 {
         request = request.with(RTA_METRICS, &nested(MTU, &route.mtu.to_ne_bytes()));
     }
-    with_gateway(request, route, family, &what)
-}
-
-fn with_gateway(request: Request, route: &Route, family: u8, what: &str) -> Result<Request> {
-    if route.gateway.is_empty() {
-        return Ok(request);
-    }
-    let gateway = ip(&route.gateway, what)?;
-    let gateway_family = self::family(&gateway);
-    if gateway_family == family {
-        return Ok(request.with(RTA_GATEWAY, &octets(&gateway)));
-    }
-    // struct rtvia: a family of 16 bits, the address.
-    let via = [u16::from(gateway_family).to_ne_bytes().to_vec(), octets(&gateway)].concat();
-    Ok(request.with(RTA_VIA, &via))
-}
-
-/// `None` for nothing, as in a default route.
-fn address_of(bytes: &[u8], family: u8, what: &str) -> Result<Option<Vec<u8>>> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let address = ip(bytes, what)?;
-    if self::family(&address) == family {
-        return Ok(Some(octets(&address)));
-    }
-    Err(Error::InvalidRequest(format!("{what}: {address} is not of the route's family")))
+    Ok(request)
 }
 
 fn name(route: &Route) -> String {

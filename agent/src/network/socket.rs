@@ -1,6 +1,5 @@
 //! A conversation with the kernel.
 
-use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -18,7 +17,6 @@ const BUFFER: usize = 32 << 10;
 #[derive(Debug)]
 pub(super) struct Socket {
     socket: OwnedFd,
-    sequence: Cell<u32>,
 }
 
 impl Socket {
@@ -37,7 +35,7 @@ impl Socket {
             )
         };
         sys::checked(result.into())?;
-        Ok(Self { socket, sequence: Cell::new(0) })
+        Ok(Self { socket })
     }
 
     /// Asks for a change and waits until it is made.
@@ -47,8 +45,7 @@ impl Socket {
 
     /// Asks, and hands each part of the answer to `take`.
     pub(super) fn ask(&self, request: Request, mut take: impl FnMut(&Reply<'_>)) -> io::Result<()> {
-        self.sequence.set(self.sequence.get().wrapping_add(1));
-        send(&self.socket, &request.finish(self.sequence.get()), SendFlags::empty())?;
+        send(&self.socket, &request.finish(), SendFlags::empty())?;
         let mut buffer = vec![0; BUFFER];
         loop {
             let (count, _) = recv(&self.socket, &mut buffer, RecvFlags::empty())?;

@@ -165,6 +165,19 @@ fn what_cannot_be_configured_is_named() {
             "an address of d0 has the prefix length 33; 32 is the largest"
         );
         let mut lost = request();
+        lost.interfaces[0].addresses[0].broadcast = vec![1; 65_532];
+        assert_eq!(message(lost), "an address of d0 has 65532 bytes; an address has 4 or 16");
+        let mut lost = request();
+        lost.interfaces[0].addresses[0].broadcast = v6(9);
+        assert_eq!(message(lost), "an address of d0: fd00::9 is not an address of IPv4");
+        let mut lost = request();
+        lost.neighbours[0].mac_address = vec![2; 65_532];
+        assert_eq!(message(lost), "a neighbour on d0 has a MAC address of 65532 bytes; it has 6");
+        let mut lost = request();
+        lost.routes = vec![route(&[10, 9, 0, 0], 16, &v6(1), "d0")];
+        lost.routes[0].ipv6 = false;
+        assert_eq!(message(lost), "10.9.0.0/16 via fd00::1 dev d0: fd00::1 is not an address of IPv4");
+        let mut lost = request();
         lost.routes = vec![route(&[], 0, &[192, 0, 2, 1], "d0")];
         let text = message(lost);
         assert!(

@@ -32,12 +32,8 @@ impl Registry {
     /// Takes connections from `listener` for ever.
     pub(crate) async fn serve(self, listener: Listener) {
         loop {
-            match listener.accept().await {
-                Ok(connection) => {
-                    tokio::spawn(self.clone().receive(connection));
-                }
-                Err(error) => log::error!("cannot accept a stream: {error}"),
-            }
+            let connection = listener.next("a stream").await;
+            tokio::spawn(self.clone().receive(connection));
         }
     }
 

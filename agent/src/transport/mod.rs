@@ -4,12 +4,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 use crate::sys::watch::watch;
+
+/// How long an error is given to pass before a connection is accepted again.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A listening stream socket of any family.
 #[derive(Debug)]
@@ -23,8 +27,21 @@ impl Listener {
         Ok(Self { socket: watch(socket, Interest::READABLE)? })
     }
 
-    /// Waits for the next connection.
-    pub(crate) async fn accept(&self) -> io::Result<Connection> {
+    /// Waits for the next connection, whatever comes in between; `what` says in the log what it is for.
+    ///
+    /// An error may last, as when all descriptors are in use, and the socket stays readable meanwhile: a pause leaves
+    /// time for others to give theirs back.
+    pub(crate) async fn next(&self, what: &str) -> Connection {
+        loop {
+            match self.accept().await {
+                Ok(connection) => return connection,
+                Err(error) => log::error!("cannot accept {what}: {error}"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Connection> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let accepted =
             self.socket.async_io(Interest::READABLE, |socket| Ok(accept_with(socket, flags)?)).await?;
@@ -116,5 +133,36 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.end_writing())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket_with};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_comes_after_an_error_that_lasts_for_a_while() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        let later = socket.try_clone().unwrap();
+        let listener = Listener::new(socket).unwrap();
+        // A socket that does not listen yet is readable, and accepts nothing.
+        assert_eq!(listener.accept().await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let client = async {
+            // The listener has its turn before this: its first attempt fails.
+            tokio::task::yield_now().await;
+            listen(&later, 1).unwrap();
+            UnixStream::connect(&path).unwrap()
+        };
+        let (connection, client) = tokio::join!(biased; listener.next("a connection"), client);
+        drop(client);
+        assert_eq!(connection.read(&mut [0]).await.unwrap(), 0);
     }
 }

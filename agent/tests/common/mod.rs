@@ -25,6 +25,16 @@ use tempfile::TempDir;
 /// Long enough for anything that is not broken.
 const NEVER: Duration = Duration::from_secs(120);
 
+/// A machine, or the end of the test where one cannot be had.
+macro_rules! machine {
+    () => {
+        match $crate::common::Machine::start().await {
+            Some(machine) => machine,
+            None => return,
+        }
+    };
+}
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
 

@@ -66,7 +66,7 @@ pub(super) enum Decision {
 /// What happens to the calls of one kind of program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Calls {
-    /// Each decision holds from its number up to the next one's; the first number is 0.
+    /// Each decision holds from its number up to the next one's, which is larger; the first number is 0.
     pub(super) from: Vec<(u32, Decision)>,
 }
 
@@ -139,7 +139,7 @@ struct Collected {
     /// Without conditions.
     always: BTreeMap<u32, u32>,
     conditional: BTreeMap<u32, Vec<Rule>>,
-    /// The largest number that the spec names at all.
+    /// The largest number that the spec names at all, be it as the call through which another is reached.
     largest: Option<u32>,
 }
 
@@ -179,12 +179,12 @@ fn collect(
                 collected.add(number, &conditions, action, || format!("{field}: {name}"))?;
             }
         }
-        if let Some((number, call)) = multiplexed(width, name)
-            && action != default
-            && conditions.is_empty()
-        {
-            let through = Condition { argument: 0, comparison: Comparison::Equal, value: call };
-            collected.add(number, &[vec![through]], action, || format!("{field}: {name}"))?;
+        if let Some((number, call)) = multiplexed(width, name) {
+            collected.largest = collected.largest.max(Some(number));
+            if action != default && conditions.is_empty() {
+                let through = Condition { argument: 0, comparison: Comparison::Equal, value: call };
+                collected.add(number, &[vec![through]], action, || format!("{field}: {name}"))?;
+            }
         }
     }
     Ok(())
@@ -343,7 +343,9 @@ fn spread(collected: &Collected, default: u32, beyond: Option<(u32, u32)>) -> Ca
         put(number, decision);
         next = number + 1;
     }
-    put(next, Decision::Always(default));
+    if beyond.is_none_or(|(number, _)| number > next) {
+        put(next, Decision::Always(default));
+    }
     if let Some((number, action)) = beyond {
         put(number, Decision::Always(action));
     }
@@ -369,6 +371,37 @@ mod tests {
         let deny = Decision::Always(0x0005_0001);
         let unknown = Decision::Always(0x0005_0000 | 38);
         assert_eq!(policy.unwrap().wide.from, [(0, allow), (3, deny), (4, unknown)]);
+    }
+
+    #[test]
+    fn a_call_that_is_reached_through_another_counts_as_that_other() {
+        let allow = 0x7fff_0000;
+        let deny = 0x0005_0001;
+        let through = |call| Rule {
+            conditions: vec![Condition { argument: 0, comparison: Comparison::Equal, value: call }],
+            action: allow,
+        };
+        // socketcall is number 102, in which accept is 5 and send is 9; neither has a number of its own.
+        let sockets = [
+            (102, Decision::Rules(vec![through(5), through(9)], deny)),
+            (103, Decision::Always(0x0005_0000 | 38)),
+        ];
+        let table = [
+            (r#""accept","send""#, vec![(0, Decision::Always(deny))]),
+            (
+                r#""accept","read","send""#,
+                vec![(0, Decision::Always(deny)), (3, Decision::Always(allow)), (4, Decision::Always(deny))],
+            ),
+        ];
+        for (names, below) in table {
+            let policy = policy(&format!(
+                r#"{{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86"],
+                    "syscalls":[{{"names":[{names}],"action":"SCMP_ACT_ALLOW"}}]}}"#
+            ));
+            let from = policy.unwrap().narrow.unwrap().from;
+            assert!(from.windows(2).all(|pair| pair[0].0 < pair[1].0), "{names}: {from:?}");
+            assert_eq!(from, [below.as_slice(), &sockets].concat(), "{names}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ pub(super) type Entry = (&'static str, i16, i16);
 
 /// Sorted by name.
 #[rustfmt::skip]
-pub(super) const SYSTEM_CALLS: [Entry; 463] = [
+pub(super) const SYSTEM_CALLS: [Entry; 462] = [
     ("_llseek", -1, 140), ("_newselect", -1, 142), ("_sysctl", 156, 149), ("accept", 43, -1),
     ("accept4", 288, 364), ("access", 21, 33), ("acct", 163, 51), ("add_key", 248, 286),
     ("adjtimex", 159, 124), ("afs_syscall", 183, 137), ("alarm", 37, 27), ("arch_prctl", 158, 384),
@@ -115,7 +115,7 @@ pub(super) const SYSTEM_CALLS: [Entry; 463] = [
     ("ssetmask", -1, 69), ("stat", 4, 106), ("stat64", -1, 195), ("statfs", 137, 99), ("statfs64", -1, 268),
     ("statmount", 457, 457), ("statx", 332, 383), ("stime", -1, 25), ("stty", -1, 31),
     ("swapoff", 168, 115), ("swapon", 167, 87), ("symlink", 88, 83), ("symlinkat", 266, 304),
-    ("sync", 162, 36), ("sync_file_range", 277, 314), ("syncfs", 306, 344), ("syscalls", 463, 463),
+    ("sync", 162, 36), ("sync_file_range", 277, 314), ("syncfs", 306, 344),
     ("sysfs", 139, 135), ("sysinfo", 99, 116), ("syslog", 103, 103), ("tee", 276, 315),
     ("tgkill", 234, 270), ("time", 201, 13), ("timer_create", 222, 259), ("timer_delete", 226, 263),
     ("timer_getoverrun", 225, 262), ("timer_gettime", 224, 261), ("timer_gettime64", -1, 408),
@@ -143,5 +143,14 @@ mod tests {
         assert_eq!(number("clone3"), Some(libc::SYS_clone3));
         assert_eq!(number("openat2"), Some(libc::SYS_openat2));
         assert_eq!(number("mount_setattr"), Some(libc::SYS_mount_setattr));
+    }
+
+    #[test]
+    fn no_call_is_newer_than_the_newest_of_the_guests_kernel() {
+        // mseal of Linux 6.10; 6.12 has added none for these two kinds of programs.
+        const NEWEST: i16 = 462;
+        for (name, wide, narrow) in SYSTEM_CALLS {
+            assert!(wide.max(narrow) <= NEWEST, "{name}: {wide}, {narrow}");
+        }
     }
 }
