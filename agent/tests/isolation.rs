@@ -8,7 +8,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use common::{Machine, message, process_spec};
+use common::{message, process_spec};
 use serde_json::{Value, json};
 use ttrpc::Code;
 

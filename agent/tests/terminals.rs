@@ -8,7 +8,7 @@ mod common;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use common::{Machine, context, process_spec};
+use common::{context, process_spec};
 use saya_agent_api::agent::ResizeTerminalRequest;
 use serde_json::json;
 
