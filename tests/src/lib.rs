@@ -1,6 +1,7 @@
 //! What proves Saya: the lab (a machine in which microVMs run where the host's processor cannot run them itself), the
 //! end-to-end tests and benchmarks that run in it, and how their results are shown.
 
+pub mod at_terminal;
 pub mod bench;
 pub mod cni;
 pub mod cri;

@@ -56,6 +56,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             .arg(format!("-max_total_time={}", options.seconds))
             .arg(format!("-artifact_prefix={}/{target}-", target_directory.display()))
             .arg("-print_final_stats=1")
+            // An input that takes so many seconds is a find.
+            .arg("-timeout=10")
             .arg(&found)
             .arg(checkout().join("tests/fuzz/corpus").join(target))
             .status()

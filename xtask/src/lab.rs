@@ -22,6 +22,9 @@ pub(crate) struct Options {
     /// Take a virtual machine that answers nothing for this many seconds for frozen.
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     stall_limit: u64,
+    /// End a virtual machine that runs for more than this many seconds.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "on_this_host")]
+    time_limit: Option<u64>,
     /// Show the virtual machine's console on standard error.
     #[arg(long)]
     console: bool,
@@ -66,6 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         memory_mib: options.memory,
         instruction_clock: options.icount,
         stall_limit: Duration::from_secs(options.stall_limit),
+        time_limit: options.time_limit.map(Duration::from_secs),
         show_console: options.console,
         ..usual
     };

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -12,6 +13,10 @@ use crate::{artifacts, setup};
 
 /// What can be measured.
 const BENCHES: [&str; 4] = ["start", "boot", "memory", "stdio"];
+
+/// How long a demonstration or a measurement may take in a virtual machine: many times what it needs, so that one that
+/// hangs is ended and says so.
+const TIME_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Which measurement.
 #[derive(Debug, Args)]
@@ -88,6 +93,7 @@ fn in_lab(
     let request = Request {
         installs: artifacts::installs()?,
         instruction_clock,
+        time_limit: Some(TIME_LIMIT),
         input: false,
         ..Request::new(&checkout, command)
     };

@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use saya_tests::e2e::runner;
+use saya_tests::e2e::{self, runner};
 use saya_tests::lab;
 
 use crate::artifacts;
 use crate::setup;
 use crate::verdict::Verdict;
+
+/// How long a lab of tests may take, in seconds: far more than it needs, and less than whoever waits for it.
+const TIME_LIMIT: &str = "3000";
 
 /// Which tests.
 #[derive(Debug, Args)]
@@ -84,6 +87,8 @@ fn vmm_tests_in_lab() -> Result<Verdict> {
         "--end-with-parent",
         "--no-build",
         "--no-containerd",
+        "--time-limit",
+        TIME_LIMIT,
         "--",
         "sh",
         "-c",
@@ -121,7 +126,9 @@ fn show(stream: impl Read, prefix: &str) -> Result<String> {
 
 /// Runs the end-to-end tests, in two labs side by side where labs are virtual machines: each has one processor.
 fn end_to_end(options: &Options) -> Result<Verdict> {
-    let shards = if lab::host::runs_microvms() { 1 } else { 2 };
+    let matching = e2e::all().iter().filter(|test| test.name.contains(&options.only)).count();
+    ensure!(matching > 0, "no test's name contains {:?}", options.only);
+    let shards = if lab::host::runs_microvms() { 1 } else { matching.min(2) };
     heading(&format!("end-to-end tests of {} in {shards} lab(s)", options.runtime));
     let begin = Instant::now();
     lab::prepare(&crate::checkout())?;
@@ -156,7 +163,11 @@ impl Shard {
         let results = directory.join(format!("e2e-{}-{number}.json", std::process::id()));
         let tests = artifacts::target_directory()?.join("debug/saya-e2e");
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["lab", "--end-with-parent", "--no-build", "--"]).arg(tests);
+        command.args(["lab", "--end-with-parent", "--no-build"]);
+        if !lab::host::runs_microvms() {
+            command.args(["--time-limit", TIME_LIMIT]);
+        }
+        command.arg("--").arg(tests);
         command.args([
             "--runtime",
             &options.runtime,

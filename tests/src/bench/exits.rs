@@ -61,6 +61,8 @@ impl Trace {
         if !Path::new(TRACING).join("trace").exists() {
             timed(Command::new("mount").args(["-t", "tracefs", "tracefs", TRACING]))?;
         }
+        // From here on whatever was set is set back, be it halfway.
+        let trace = Self;
         write("tracing_on", "0")?;
         write("trace", "")?;
         write("trace_clock", "mono")?;
@@ -69,7 +71,7 @@ impl Trace {
         write("buffer_size_kb", "16384")?;
         TRACEPOINTS.iter().try_for_each(|tracepoint| write(tracepoint, "1"))?;
         write("tracing_on", "1")?;
-        Ok(Self)
+        Ok(trace)
     }
 
     /// What was seen.

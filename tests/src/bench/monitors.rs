@@ -9,7 +9,7 @@ use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::time::{ClockId, clock_gettime};
@@ -33,7 +33,7 @@ const SERIAL_DATA: u64 = 0x3f8;
 const LINE_BEGINS: u64 = b'[' as u64;
 
 /// A VMM that neither boots nor ends is ended after so many seconds.
-const LONGEST_SECONDS: i64 = 60;
+const LONGEST_SECONDS: i64 = 10;
 
 /// What one VMM took.
 #[derive(Debug, Serialize)]
@@ -158,6 +158,8 @@ fn wait(child: &mut Child) -> anyhow::Result<()> {
     let limit = Timespec { tv_sec: LONGEST_SECONDS, tv_nsec: 0 };
     if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).context("poll")? == 0 {
         child.kill()?;
+        child.wait()?;
+        bail!("the VMM neither booted nor ended within {LONGEST_SECONDS} s");
     }
     child.wait()?;
     Ok(())

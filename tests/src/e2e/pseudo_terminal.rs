@@ -1,17 +1,14 @@
 //! A person at a terminal: a program is started with a pseudo-terminal of the test's own, typed to and read.
 
-use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::at_terminal;
 
 /// How long [`PseudoTerminal::expect`] waits.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,25 +24,10 @@ pub(super) struct PseudoTerminal {
 
 impl PseudoTerminal {
     /// Starts `command` at a terminal of so many rows and columns, which controls it.
-    pub(super) fn start(mut command: Command, rows: u16, columns: u16) -> anyhow::Result<Self> {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        grantpt(&ours)?;
-        unlockpt(&ours)?;
-        set_size(&ours, rows, columns)?;
-        let name = ptsname(&ours, Vec::new())?;
-        let name = std::ffi::OsStr::from_bytes(name.to_bytes());
-        let theirs =
-            OpenOptions::new().read(true).write(true).open(name).context("the terminal's other side")?;
-        command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
-        let take_terminal = || {
-            rustix::process::setsid()?;
-            Ok(rustix::process::ioctl_tiocsctty(std::io::stdin())?)
-        };
-        // SAFETY: between fork and exec the closure makes two system calls and touches no lock and no heap.
-        unsafe { command.pre_exec(take_terminal) };
-        let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-        drop(command);
-        let keyboard = std::fs::File::from(ours);
+    pub(super) fn start(command: Command, rows: u16, columns: u16) -> anyhow::Result<Self> {
+        let program = format!("{command:?}");
+        let (keyboard, child) =
+            at_terminal::start(command, rows, columns).with_context(|| format!("cannot start {program}"))?;
         let screen = read_on_a_thread(keyboard.try_clone()?);
         Ok(Self { keyboard, screen, child, unseen: String::new() })
     }
@@ -78,18 +60,13 @@ impl PseudoTerminal {
 
     /// Gives the window another size, of which the program is told by SIGWINCH.
     pub(super) fn resize(&self, rows: u16, columns: u16) -> anyhow::Result<()> {
-        set_size(&self.keyboard, rows, columns)
+        Ok(at_terminal::set_size(&self.keyboard, rows, columns)?)
     }
 
     /// Waits for the program's end.
     pub(super) fn wait(mut self) -> anyhow::Result<ExitStatus> {
         Ok(self.child.wait()?)
     }
-}
-
-fn set_size(terminal: impl std::os::fd::AsFd, rows: u16, columns: u16) -> anyhow::Result<()> {
-    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    Ok(tcsetwinsize(terminal, size)?)
 }
 
 /// What the terminal shows. The thread ends with the last program that has the terminal open (EIO).

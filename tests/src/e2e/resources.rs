@@ -85,7 +85,6 @@ fn out_of_memory(context: &Context) -> anyhow::Result<()> {
     let container = context.start(BUSYBOX, "hungry", &["--memory-limit", &limit], &["sleep", "3600"])?;
     let ended = container.exec("eater", &["tail", "/dev/zero"])?;
     ensure!(ended.status == Some(137), "{ended:?}");
-    container.exec("after", &["true"])?.expect_status(0)?;
     for topic in ["/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started"] {
         events.expect(topic, "hungry")?;
     }
@@ -93,6 +92,7 @@ fn out_of_memory(context: &Context) -> anyhow::Result<()> {
     let mut topics = [events.next()?.topic, events.next()?.topic];
     topics.sort_unstable();
     ensure!(topics == ["/tasks/exit", "/tasks/oom"], "{topics:?}");
+    container.exec("after", &["true"])?.expect_status(0)?;
     container.remove()
 }
 

@@ -40,11 +40,12 @@ fn restart(context: &Context) -> anyhow::Result<()> {
     ensure!(exec.text() == "still here\n", "{exec:?}");
     eventually("the other has ended", || Ok(line_of("mortal")?.ends_with("STOPPED")))?;
     ensure!(Task::of("mortal")?.wait("")?.exit_status == 6, "its status is lost");
+    let events = Events::follow()?;
     // Ends with the status of the task.
     ctr(["task", "rm", "mortal"]).ok();
+    events.expect("/tasks/delete", "mortal")?;
     ctr(["container", "rm", "mortal"])?;
 
-    let events = Events::follow()?;
     let task = Task::of("survivor")?;
     ctr(["task", "kill", "--signal", "SIGKILL", "survivor"])?;
     let exit = events.expect("/tasks/exit", "survivor")?;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Test;
 use super::context::{Context, NotApplicable};
-use crate::ctr::{ctr, remove};
+use crate::ctr::remove_all;
 use crate::leaks::Holdings;
 
 /// How long a test may take before it counts as hung. Emulated machines are slow; this is no measure of speed.
@@ -189,9 +189,12 @@ pub fn run_here(name: &str, runtime: &str, long: bool) -> anyhow::Result<Outcome
     let scratch = PathBuf::from(format!("/tmp/saya-e2e-{}", std::process::id()));
     fs::create_dir_all(&scratch)?;
     let outcome = (test.check)(&Context { runtime: runtime.to_owned(), scratch: scratch.clone(), long });
-    fs::remove_dir_all(&scratch)?;
+    let removed = fs::remove_dir_all(&scratch);
     match outcome {
-        Ok(()) => Ok(Outcome::Passed),
+        Ok(()) => {
+            removed.with_context(|| format!("cannot remove {}", scratch.display()))?;
+            Ok(Outcome::Passed)
+        }
         Err(error) => match error.downcast::<NotApplicable>() {
             Ok(reason) => Ok(Outcome::Skipped(reason.to_string())),
             Err(error) => Err(error),
@@ -199,12 +202,10 @@ pub fn run_here(name: &str, runtime: &str, long: bool) -> anyhow::Result<Outcome
     }
 }
 
-/// Removes what a test that failed has left, so that the next begins with nothing.
+/// Removes what a test that failed has left, so that the next begins with nothing: containers of `ctr`'s namespace and
+/// of CRI's.
 fn remove_containers() -> anyhow::Result<()> {
-    for id in ctr(["container", "ls", "-q"])?.split_whitespace() {
-        remove(id)?;
-    }
-    Ok(())
+    remove_all("default").and(remove_all("k8s.io"))
 }
 
 /// What is left beyond `before`, once it no longer changes for the better or [`SETTLE`] is over.

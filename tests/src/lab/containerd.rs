@@ -138,6 +138,10 @@ impl Containerd {
     }
 }
 
+/// How long after its end a process is replaced: long enough that one which cannot start does not keep a processor busy,
+/// and that a test may do something while there is none.
+const RESPAWN_PAUSE: Duration = Duration::from_secs(1);
+
 /// A process that is replaced when it ends without having been asked to.
 struct Supervised {
     /// The process, until it is asked to end.
@@ -171,6 +175,7 @@ fn supervise(mut process: Child, mut command: Command, current: &Mutex<Option<Pi
         if current.is_none() {
             return Ok(());
         }
+        thread::sleep(RESPAWN_PAUSE);
         process = command.spawn().context("starting containerd again")?;
         *current = Some(pid_of(&process));
     }

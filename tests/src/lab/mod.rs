@@ -53,6 +53,8 @@ pub struct Request {
     pub instruction_clock: bool,
     /// Take a virtual machine that answers nothing for this long for frozen.
     pub stall_limit: Duration,
+    /// End a virtual machine that runs for longer, by the host's clock.
+    pub time_limit: Option<Duration>,
     /// Show the virtual machine's console.
     pub show_console: bool,
     /// Pass on standard input.
@@ -74,6 +76,7 @@ impl Request {
             on_this_host: host::runs_microvms(),
             instruction_clock: false,
             stall_limit: Duration::from_secs(60),
+            time_limit: None,
             show_console: false,
             input: true,
             environment: Vec::new(),
@@ -191,6 +194,7 @@ fn boot(
     };
     let wishes = Wishes {
         stall_limit: request.stall_limit,
+        time_limit: request.time_limit,
         show_console: request.show_console,
         input: request.input,
         announce: true,

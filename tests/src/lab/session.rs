@@ -30,6 +30,8 @@ const CONSOLE_LINES: usize = 40;
 pub(super) struct Wishes {
     /// A lab that answers nothing for this long is taken for frozen.
     pub(super) stall_limit: Duration,
+    /// A session that lasts longer is ended, however lively the lab is: its job may hang all the same.
+    pub(super) time_limit: Option<Duration>,
     /// Show the lab's console as it is written.
     pub(super) show_console: bool,
     /// Pass on this process's standard input.
@@ -109,8 +111,15 @@ impl Session<'_> {
     /// Handles events until the command has ended.
     fn follow(&mut self, events: &Receiver<Event>) -> Result<i32> {
         let mut heard = Instant::now();
+        let mut asked = Instant::now();
         loop {
-            match events.recv_timeout(PING) {
+            self.check_time()?;
+            // However much the console has to say, the lab is asked in time.
+            if asked.elapsed() >= PING {
+                self.ping(heard)?;
+                asked = Instant::now();
+            }
+            match events.recv_timeout(PING.saturating_sub(asked.elapsed())) {
                 Ok(Event::FromLab(message)) => {
                     if let Some(status) = self.heed(message)? {
                         return Ok(status);
@@ -125,7 +134,7 @@ impl Session<'_> {
                 }
                 Ok(Event::Signal(Signal::SIGWINCH)) => self.resize()?,
                 Ok(Event::Signal(signal)) => return Ok(128 + signal as i32),
-                Err(RecvTimeoutError::Timeout) => self.ping(heard)?,
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("nobody watches the machine any more"),
             }
         }
@@ -155,6 +164,15 @@ impl Session<'_> {
             FromLab::Failed(message) => bail!("{message}"),
         }
         Ok(None)
+    }
+
+    fn check_time(&self) -> Result<()> {
+        match self.wishes.time_limit {
+            Some(limit) if self.started.elapsed() > limit => {
+                bail!("its command has not ended after {} s", limit.as_secs())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn ping(&mut self, heard: Instant) -> Result<()> {

@@ -1,15 +1,14 @@
 //! The command of a lab's user, on pipes or on a terminal.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::super::protocol::{Job, TerminalSize};
+use crate::at_terminal;
 
 /// A command that was started, with the server's ends of its streams.
 pub(super) struct Running {
@@ -42,13 +41,13 @@ pub(super) fn start(job: &Job) -> Result<Running> {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(&job.directory).env_clear().envs(job.environment.iter().cloned());
     let running = match job.terminal {
-        Some(size) => on_terminal(&mut command, size),
-        None => on_pipes(&mut command),
+        Some(size) => on_terminal(command, size),
+        None => on_pipes(command),
     };
     running.with_context(|| format!("starting {program} in {}", job.directory.display()))
 }
 
-fn on_pipes(command: &mut Command) -> Result<Running> {
+fn on_pipes(mut command: Command) -> Result<Running> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let stdin = child.stdin.take().map(|pipe| File::from(OwnedFd::from(pipe)));
     let stdout = child.stdout.take().map(|pipe| File::from(OwnedFd::from(pipe)));
@@ -56,37 +55,8 @@ fn on_pipes(command: &mut Command) -> Result<Running> {
     Ok(Running { child, terminal: None, stdin, stdout, stderr })
 }
 
-fn on_terminal(command: &mut Command, size: TerminalSize) -> Result<Running> {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-    grantpt(&master)?;
-    unlockpt(&master)?;
-    let name = ptsname(&master, Vec::new())?;
-    let name = std::path::PathBuf::from(name.to_string_lossy().into_owned());
-    let slave = File::options().read(true).write(true).open(name)?;
-    let master = File::from(master);
-    set_size(&master, size)?;
-    command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
-    let become_session_leader = || {
-        rustix::process::setsid()?;
-        rustix::process::ioctl_tiocsctty(std::io::stdin().as_fd())?;
-        Ok(())
-    };
-    // SAFETY: `become_session_leader` makes two system calls; `stdin()` of std is a lock that no thread of this process
-    // ever holds, and taking its fd does not touch that lock.
-    unsafe { command.pre_exec(become_session_leader) };
-    let child = command.spawn()?;
-    // The child's ends, which `command` still holds, are closed when it is dropped by the caller.
-    let (stdin, stdout) = (master.try_clone()?, master.try_clone()?);
-    Ok(Running { child, terminal: Some(master), stdin: Some(stdin), stdout: Some(stdout), stderr: None })
-}
-
-/// Sets the size of the terminal whose master this is.
-///
-/// # Errors
-///
-/// It is no terminal.
-pub(super) fn set_size(master: &File, size: TerminalSize) -> Result<()> {
-    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
-    tcsetwinsize(master.as_fd(), size)?;
-    Ok(())
+fn on_terminal(command: Command, size: TerminalSize) -> Result<Running> {
+    let (terminal, child) = at_terminal::start(command, size.rows, size.columns)?;
+    let (stdin, stdout) = (terminal.try_clone()?, terminal.try_clone()?);
+    Ok(Running { child, terminal: Some(terminal), stdin: Some(stdin), stdout: Some(stdout), stderr: None })
 }

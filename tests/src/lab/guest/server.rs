@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::super::protocol::{FromLab, Job, TerminalSize, ToLab, read_input};
 use super::process::{self, Running};
 use super::{configuration, containerd, ports};
+use crate::at_terminal;
 
 /// Where all threads of the server write their frames.
 #[derive(Clone)]
@@ -129,7 +130,9 @@ fn answer_pings(mut control: File, reporter: Reporter, terminal: Arc<Mutex<Optio
 
 fn resize(terminal: &Mutex<Option<File>>, size: TerminalSize) -> Result<()> {
     match &*terminal.lock().unwrap_or_else(PoisonError::into_inner) {
-        Some(master) => process::set_size(master, size).context("setting the terminal's size"),
+        Some(master) => {
+            at_terminal::set_size(master, size.rows, size.columns).context("setting the terminal's size")
+        }
         None => Ok(()),
     }
 }
