@@ -22,8 +22,8 @@ const LAB_PACKAGES: [&str; 10] = [
     "runc",
     "runsc",
 ];
-/// What the agent and the tests are built with.
-const BUILD_PACKAGES: [&str; 3] = ["gcc", "libc6-dev", "musl-tools"];
+/// What the agent and the tests are built with, and what deploy/ runs.
+const BUILD_PACKAGES: [&str; 4] = ["curl", "gcc", "libc6-dev", "musl-tools"];
 const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Installs what is missing, and says what that is.
