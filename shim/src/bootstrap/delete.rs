@@ -23,8 +23,11 @@ use crate::spec::Document;
 /// The status of a process that nobody followed to its end: as if SIGKILL had ended it.
 const KILLED: u32 = 137;
 
-/// How long a shim that is about to end may take for it. containerd gives `delete` five seconds.
+/// How long a shim whose connection is closed may take to end. containerd gives `delete` five seconds.
 const SHIM_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a shim that is taking its pod away may take for it before `delete` returns. It is not killed: it is doing
+/// what `delete` would do, and would not have done within those five seconds on a machine that slow.
+const ENDING_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Cleans up after the shim of the container that the flags name, and writes a `DeleteResponse` to standard output.
 ///
@@ -59,17 +62,21 @@ fn clean_up(flags: &Flags) -> io::Result<u32> {
         directory.container(&flags.id).remove()?;
         return Ok(pid);
     }
+    if record.ending && record.shim.is_some_and(|shim| !shim.ends_within(ENDING_PATIENCE)) {
+        return Ok(pid);
+    }
     if record.shim.is_some_and(|shim| !shim.end(SHIM_PATIENCE)) {
         return Err(io::Error::other(format!("the shim of pod {pod} does not end")));
     }
     if record.vmm.is_some_and(|vmm| !vmm.end(Duration::ZERO)) {
         return Err(io::Error::other(format!("the VMM of pod {pod} does not end")));
     }
-    if let Some(path) = &record.network_namespace {
-        network::clean_up(path).map_err(io::Error::other)?;
-    }
+    // One that fails keeps no other from being done. The directory, which has the record of them all, goes last.
+    let network = record.network_namespace.as_deref().map_or(Ok(()), network::clean_up);
+    let cgroups: Vec<_> = record.cgroups.iter().map(|cgroup| cgroup::remove(cgroup)).collect();
+    network.map_err(io::Error::other)?;
+    cgroups.into_iter().collect::<io::Result<()>>()?;
     directory.remove()?;
-    record.cgroups.iter().for_each(|cgroup| cgroup::remove(cgroup));
     socket::remove(&socket::path(&flags.address, &flags.namespace, &pod));
     Ok(pid)
 }

@@ -4,12 +4,14 @@
 //! VM cannot outgrow its size.
 
 mod path;
+mod removal;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub(crate) use path::{CgroupPath, PathError};
+pub(crate) use removal::remove;
 
 /// Where cgroups are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -80,25 +82,17 @@ impl PodCgroup {
         self.hierarchies.iter().map(|membership| membership.directory.clone()).collect()
     }
 
-    /// Moves this process back to where it was and removes the cgroup, which holds nobody else any more.
-    pub(crate) fn leave(&mut self) {
-        for membership in self.hierarchies.drain(..) {
+    /// Moves this process back to where it was and removes the cgroup once nobody else is in it. It blocks until then.
+    pub(crate) fn leave(self) {
+        for membership in self.hierarchies {
             if let Err(error) = move_self(&membership.before) {
                 tracing::warn!(path = %membership.before.display(), %error, "the shim stays in the pod's cgroup");
                 continue;
             }
-            remove(&membership.directory);
+            if let Err(error) = remove(&membership.directory) {
+                tracing::warn!(path = %membership.directory.display(), %error, "a cgroup stays behind");
+            }
         }
-    }
-}
-
-/// Removes a cgroup that nobody is in. It is fine if it is not there.
-pub(crate) fn remove(directory: &Path) {
-    match fs::remove_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %directory.display(), %error, "a cgroup stays behind");
-        }
-        _ => {}
     }
 }
 

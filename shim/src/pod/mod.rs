@@ -203,20 +203,33 @@ impl Pod {
         self.network_namespace.as_deref()
     }
 
-    /// Ends the VM and takes everything of the pod away from the host.
+    /// Notes that the shim is about to take the pod away, so that `delete` leaves it to it.
+    pub(crate) fn announce_end(&self) {
+        // Without a record there is nothing that `delete` would not find by itself.
+        let Some(mut record) = Record::read(&self.directory.record()) else { return };
+        record.ending = true;
+        if let Err(error) = record.write(&self.directory.record()) {
+            tracing::warn!(%error, "delete will not know that the shim is taking the pod away");
+        }
+    }
+
+    /// Ends the VM and takes everything of the pod away from the host. The directory goes last: as long as anything else
+    /// is there, its record tells `delete` of it, whatever becomes of the shim.
     pub(crate) async fn tear_down(&self) {
+        self.announce_end();
         if let Ok(vm) = &self.vm {
             vm.stop("the pod is over");
             vm.stopped().await;
         }
-        let mut host = self.host.lock().map(|mut host| std::mem::take(&mut *host)).unwrap_or_default();
-        if let Some(network) = host.network.take() {
+        let host = self.host.lock().map(|mut host| std::mem::take(&mut *host)).unwrap_or_default();
+        if let Some(network) = host.network {
             disconnect(network).await;
         }
+        // Nor does the runtime wait for what the kernel takes to empty a cgroup.
+        let _ = tokio::task::spawn_blocking(move || host.cgroup.leave()).await;
         if let Err(error) = self.directory.remove() {
             tracing::error!(%error, "the pod's directory stays behind");
         }
-        host.cgroup.leave();
     }
 }
 
@@ -248,6 +261,7 @@ fn boot(
         vmm: None,
         cgroups: host.cgroup.directories(),
         network_namespace: network_namespace.clone(),
+        ending: false,
     };
     record.write(&directory.record()).map_err(PodError::Directory)?;
     host.cgroup.join()?;
@@ -260,16 +274,8 @@ fn boot(
     };
     let namespace = host.network.as_ref().map(PodNetwork::namespace).transpose()?;
     let network = host.network.as_mut();
-    let started = Vm::start(Plan { config: &config, size, directory, network, sandbox, timeline });
-    let vm = match started {
-        Ok(vm) => vm,
-        Err(error) => {
-            if let Err(error) = directory.remove() {
-                tracing::error!(%error, "the pod's directory stays behind");
-            }
-            return Err(error.into());
-        }
-    };
+    // What a VM leaves that does not start is taken away by tear_down.
+    let vm = Vm::start(Plan { config: &config, size, directory, network, sandbox, timeline })?;
     if let Some(namespace) = namespace {
         tokio::spawn(loopback::pass_on(vm.clone(), namespace));
     }

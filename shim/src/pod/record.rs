@@ -30,6 +30,9 @@ pub(crate) struct Record {
     /// The network namespace whose interfaces the guest has.
     #[serde(default)]
     pub(crate) network_namespace: Option<PathBuf>,
+    /// Whether the shim is taking all of this away by itself.
+    #[serde(default)]
+    pub(crate) ending: bool,
 }
 
 impl Record {
@@ -58,6 +61,11 @@ impl Process {
         Ok(Self { pid, start_time: start_time(pid)? })
     }
 
+    /// Waits up to `patience` for the process to end by itself, and answers whether it has.
+    pub(crate) fn ends_within(&self, patience: std::time::Duration) -> bool {
+        self.open().is_none_or(|handle| wait_ended(&handle, patience))
+    }
+
     /// Waits up to `patience` for the process to end by itself, then kills it and waits for that. `false` when it is
     /// still there, for instance because it is stuck in the kernel.
     pub(crate) fn end(&self, patience: std::time::Duration) -> bool {
@@ -72,7 +80,7 @@ impl Process {
 
     /// Whether the process runs.
     pub(crate) fn is_alive(&self) -> bool {
-        self.open().is_some_and(|handle| !wait_ended(&handle, std::time::Duration::ZERO))
+        !self.ends_within(std::time::Duration::ZERO)
     }
 
     /// A handle to the process; `None` when it is gone, even if its pid is another's by now.

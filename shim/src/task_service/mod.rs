@@ -226,6 +226,8 @@ impl Task for TaskService {
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
         if self.tasks.is_empty() {
+            // Before containerd has its answer: with that it closes the connection, and calls `delete`.
+            self.tasks.pod().announce_end();
             self.shutdown.notify_one();
         }
         Ok(Empty::default())
