@@ -11,6 +11,9 @@ pub(crate) const CONFIG_VARIABLE: &str = "SAYA_CONFIG";
 /// Where the file is looked for when [`CONFIG_VARIABLE`] does not name one; the first that exists counts.
 const PLACES: [&str; 2] = ["/etc/saya/config.toml", "/usr/local/share/saya/config.toml"];
 
+/// The longest that the shim can be told to wait for a guest, in seconds.
+const TIMEOUT_MAX: u32 = 3600;
+
 /// What an operator can set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -29,6 +32,10 @@ pub(crate) struct Config {
     pub(crate) kernel_parameters: Vec<String>,
     /// Whether the guest's kernel writes its whole log to the console, which is slow.
     pub(crate) console_verbose: bool,
+    /// Seconds from the VMM's start within which the agent in the guest must be ready.
+    pub(crate) boot_timeout: u32,
+    /// Seconds within which the agent must answer, or at least show that it lives.
+    pub(crate) agent_timeout: u32,
 }
 
 impl Default for Config {
@@ -41,6 +48,8 @@ impl Default for Config {
             memory_overhead: 96,
             kernel_parameters: Vec::new(),
             console_verbose: false,
+            boot_timeout: 60,
+            agent_timeout: 30,
         }
     }
 }
@@ -128,6 +137,11 @@ impl Config {
         if !(crate::sizing::MEMORY_MIN..=65_536).contains(&self.memory_overhead) {
             return out_of_range("memory_overhead", self.memory_overhead.to_string(), "64 to 65536 MiB");
         }
+        for (key, seconds) in [("boot_timeout", self.boot_timeout), ("agent_timeout", self.agent_timeout)] {
+            if !(1..=TIMEOUT_MAX).contains(&seconds) {
+                return out_of_range(key, seconds.to_string(), "1 to 3600 seconds");
+            }
+        }
         Ok(())
     }
 }
@@ -156,6 +170,8 @@ mod tests {
             memory_overhead = 100
             kernel_parameters = ["noxsave", "loglevel=7"]
             console_verbose = true
+            boot_timeout = 20
+            agent_timeout = 10
             "#,
         )
         .unwrap();
@@ -169,6 +185,8 @@ mod tests {
                 memory_overhead: 100,
                 kernel_parameters: vec!["noxsave".into(), "loglevel=7".into()],
                 console_verbose: true,
+                boot_timeout: 20,
+                agent_timeout: 10,
             }
         );
     }
@@ -187,9 +205,13 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_refused_with_key_and_value() {
-        for (text, key, value) in
-            [("vcpus = 0", "vcpus", "0"), ("memory = 3", "memory", "3"), ("vcpus = 65", "vcpus", "65")]
-        {
+        for (text, key, value) in [
+            ("vcpus = 0", "vcpus", "0"),
+            ("memory = 3", "memory", "3"),
+            ("vcpus = 65", "vcpus", "65"),
+            ("boot_timeout = 0", "boot_timeout", "0"),
+            ("agent_timeout = 3601", "agent_timeout", "3601"),
+        ] {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(key) && message.contains(value), "{message}");
         }

@@ -14,6 +14,9 @@ use super::tasks::{Container, Freezer, Tasks};
 use crate::events::Event;
 use crate::pod::agent::{Agent, no_timeout};
 
+/// SIGKILL, by its number on every machine.
+const KILL: u32 = 9;
+
 impl Tasks {
     /// Sends a signal to a process, or to all of a container.
     ///
@@ -22,7 +25,10 @@ impl Tasks {
     pub(crate) async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<(), TaskError> {
         let container = self.container(id)?;
         container.process(exec)?.check_signalable()?;
-        let agent = self.agent().await?;
+        let Ok(agent) = self.agent().await else {
+            // Its end is about to be told.
+            return Err(TaskError::not_found("process already finished"));
+        };
         let request = SignalProcessRequest {
             container_id: id.to_owned(),
             exec_id: exec.to_owned(),
@@ -30,14 +36,37 @@ impl Tasks {
             all,
             ..Default::default()
         };
-        let answer = agent.calls().signal_process(no_timeout(), &request).await;
+        let call = agent.calls().signal_process(no_timeout(), &request);
+        let answer = if signal == KILL { agent.ask_at_once(call).await } else { agent.ask(call).await };
+        let guest_is_lost = matches!(&answer, Err(error) if !matches!(error, ttrpc::Error::RpcStatus(_)));
         match self.answer(answer).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if signal == KILL && exec.is_empty() {
+                    self.see_to_the_end(&agent, &container);
+                }
+                Ok(())
+            }
+            // With its virtual machine the process has ended, as it was to.
+            Err(_) if guest_is_lost && signal == KILL => Ok(()),
             Err(error) if error.code() == Code::NOT_FOUND => {
                 Err(TaskError::not_found("process already finished"))
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Ends the virtual machine when a container that was killed goes on: its guest is not to be trusted with it.
+    fn see_to_the_end(&self, agent: &Agent, container: &Arc<Container>) {
+        let (tasks, container, limit) = (self.clone(), container.clone(), agent.longest_patience());
+        tokio::spawn(async move {
+            if tokio::time::timeout(limit, container.init.wait()).await.is_err() {
+                tasks.pod().stop(&format!(
+                    "container {} has not ended within {} s of its SIGKILL (10 times the configuration key agent_timeout)",
+                    container.id,
+                    limit.as_secs_f64()
+                ));
+            }
+        });
     }
 
     /// Freezes a container.
@@ -50,7 +79,7 @@ impl Tasks {
             return Err(TaskError::failed_precondition("cannot pause a paused container"));
         }
         container.set_freezer(Freezer::Freezing);
-        let answer = agent.calls().pause_container(no_timeout(), &request(id)).await;
+        let answer = agent.ask(agent.calls().pause_container(no_timeout(), &request(id))).await;
         let answer = self.answer(answer).await;
         container.set_freezer(if answer.is_ok() { Freezer::Frozen } else { Freezer::Thawed });
         answer?;
@@ -67,7 +96,7 @@ impl Tasks {
         if container.freezer() != Freezer::Frozen {
             return Err(TaskError::failed_precondition("cannot resume a running process"));
         }
-        let answer = agent.calls().resume_container(no_timeout(), &request(id)).await;
+        let answer = agent.ask(agent.calls().resume_container(no_timeout(), &request(id))).await;
         self.answer(answer).await?;
         container.set_freezer(Freezer::Thawed);
         self.publisher().send(Event::resumed(id));
@@ -99,7 +128,8 @@ impl Tasks {
             oci_resources: resources,
             ..Default::default()
         };
-        let answer = self.agent().await?.calls().update_container(no_timeout(), &request).await;
+        let agent = self.agent().await?;
+        let answer = agent.ask(agent.calls().update_container(no_timeout(), &request)).await;
         self.answer(answer).await.map(|_| ())
     }
 
@@ -134,7 +164,8 @@ impl Tasks {
             rows,
             ..Default::default()
         };
-        let answer = self.agent().await?.calls().resize_terminal(no_timeout(), &request).await;
+        let agent = self.agent().await?;
+        let answer = agent.ask(agent.calls().resize_terminal(no_timeout(), &request)).await;
         self.answer(answer).await.map(|_| ())
     }
 
@@ -144,7 +175,8 @@ impl Tasks {
     /// No such container.
     pub(crate) async fn processes(&self, id: &str) -> Result<Vec<GuestProcess>, TaskError> {
         self.container(id)?;
-        let answer = self.agent().await?.calls().list_processes(no_timeout(), &request(id)).await;
+        let agent = self.agent().await?;
+        let answer = agent.ask(agent.calls().list_processes(no_timeout(), &request(id))).await;
         Ok(self.answer(answer).await?.processes)
     }
 
@@ -154,7 +186,8 @@ impl Tasks {
     /// No such container.
     pub(crate) async fn statistics(&self, id: &str) -> Result<ContainerStatsResponse, TaskError> {
         self.container(id)?;
-        let answer = self.agent().await?.calls().container_stats(no_timeout(), &request(id)).await;
+        let agent = self.agent().await?;
+        let answer = agent.ask(agent.calls().container_stats(no_timeout(), &request(id))).await;
         self.answer(answer).await
     }
 }

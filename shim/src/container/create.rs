@@ -104,7 +104,8 @@ impl Tasks {
         hooks::run(&hooks.create, &hooks::state(&request.id, &request.bundle, "creating", pid))
             .await
             .map_err(TaskError::failed)?;
-        let (io, mut streams) = ends.connect(&agent, request.stdio.terminal).await?;
+        let connected = ends.connect(&agent, request.stdio.terminal).await;
+        let (io, mut streams) = self.connected(connected).await?;
         (streams.terminal_columns, streams.terminal_rows) = console_size(&guest);
         let guest_pid = self.make(&request.id, &guest, streams, &agent).await;
         let guest_pid = match guest_pid {
@@ -145,10 +146,10 @@ impl Tasks {
             streams: Some(streams).into(),
             ..Default::default()
         };
-        let answer = agent.calls().create_container(no_timeout(), &request).await;
+        let answer = agent.ask(agent.calls().create_container(no_timeout(), &request)).await;
         let made = self.answer(answer).await.map_err(|error| error.context("creating the container"))?;
         tell_unknown_fields(id, &made.unknown_fields);
-        Ok(made.pid)
+        self.checked(made.pid).await
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -63,10 +63,12 @@ impl Tasks {
         if let Ok(agent) = self.agent().await {
             let request =
                 SignalProcessRequest { container_id: container.id.clone(), signal: 9, ..Default::default() };
-            let answer = agent.calls().signal_process(no_timeout(), &request).await;
+            let answer = agent.ask_at_once(agent.calls().signal_process(no_timeout(), &request)).await;
+            // A guest that is lost takes the container along.
+            let lost = matches!(&answer, Err(error) if !matches!(error, ttrpc::Error::RpcStatus(_)));
             match self.answer(answer).await {
                 Ok(_) => {}
-                Err(error) if error.code() == Code::NOT_FOUND => {}
+                Err(error) if error.code() == Code::NOT_FOUND || lost => {}
                 Err(error) => return Err(error.context("ending the container")),
             }
         }
@@ -93,7 +95,7 @@ impl Tasks {
     /// The agent forgets a process that has ended. Where it knows nothing of it, that is as well.
     async fn forget(&self, agent: &Agent, process: &Process) {
         let name = agent::process(&process.container, &process.exec);
-        let answer = agent.calls().delete_process(no_timeout(), &name).await;
+        let answer = agent.ask_at_once(agent.calls().delete_process(no_timeout(), &name)).await;
         match self.answer(answer).await {
             Ok(_) => {}
             Err(error) if error.code() == Code::NOT_FOUND => {}
@@ -119,7 +121,7 @@ fn release_share(agent: Agent, container: String, paths: Vec<String>) {
     tokio::spawn(async move {
         for path in paths {
             let request = ReleaseSharePathRequest { path, ..Default::default() };
-            if let Err(error) = agent.calls().release_share_path(no_timeout(), &request).await {
+            if let Err(error) = agent.ask(agent.calls().release_share_path(no_timeout(), &request)).await {
                 tracing::debug!(container, %error, "the guest keeps a deleted container's files in mind");
                 return;
             }

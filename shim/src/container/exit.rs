@@ -81,7 +81,8 @@ async fn end_others(tasks: &Tasks, container: &Container) {
             all: true,
             ..Default::default()
         };
-        if let Err(error) = agent.calls().signal_process(no_timeout(), &request).await {
+        let answer = agent.ask_at_once(agent.calls().signal_process(no_timeout(), &request)).await;
+        if let Err(error) = tasks.answer(answer).await {
             tracing::warn!(container = container.id, %error, "processes outlive their container's first one");
         }
     }

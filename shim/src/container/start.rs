@@ -49,7 +49,7 @@ impl Tasks {
         let agent = self.agent().await?;
         self.refuse_late_interfaces()?;
         let name = agent::process(&container.id, "");
-        let answer = agent.calls().start_process(no_timeout(), &name).await;
+        let answer = agent.ask(agent.calls().start_process(no_timeout(), &name)).await;
         self.answer(answer).await.map_err(|error| error.context("starting the container"))?;
         self.pod().timeline().mark(|timeline| &mut timeline.container_running_ns);
         Ok(())
@@ -95,7 +95,8 @@ impl Tasks {
         }
         let ends = HostEnds::open(&process.stdio, process.id(), self.namespace()).await?;
         let agent = self.agent().await?;
-        let (io, mut streams) = ends.connect(&agent, process.stdio.terminal).await?;
+        let connected = ends.connect(&agent, process.stdio.terminal).await;
+        let (io, mut streams) = self.connected(connected).await?;
         (streams.terminal_columns, streams.terminal_rows) = process.terminal_size();
         let request = CreateProcessRequest {
             container_id: container.id.clone(),
@@ -104,12 +105,16 @@ impl Tasks {
             streams: Some(streams).into(),
             ..Default::default()
         };
-        let answer = agent.calls().create_process(no_timeout(), &request).await;
-        match self.answer(answer).await {
+        let answer = agent.ask(agent.calls().create_process(no_timeout(), &request)).await;
+        let made = match self.answer(answer).await {
             Ok(made) => {
                 tell_unknown_fields(process.id(), &made.unknown_fields);
-                process.made(made.pid, io);
+                self.checked(made.pid).await
             }
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok(pid) => process.made(pid, io),
             Err(error) => {
                 io.close();
                 process.stopped(Exit { status: NOT_STARTED, at: wall_ns() });
@@ -123,7 +128,7 @@ impl Tasks {
 
     async fn start_made(&self, process: &Process, agent: &Agent) -> Result<(), TaskError> {
         let name = agent::process(&process.container, &process.exec);
-        let answer = agent.calls().start_process(no_timeout(), &name).await;
+        let answer = agent.ask(agent.calls().start_process(no_timeout(), &name)).await;
         let Err(error) = self.answer(answer).await else { return Ok(()) };
         // It is no more in the guest once containerd deletes it; it has ended here and now.
         process.close_io();

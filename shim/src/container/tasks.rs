@@ -1,6 +1,7 @@
 //! The pod's containers by their ids.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::error::TaskError;
 use super::process::{Phase, Process};
 use crate::events::Publisher;
+use crate::io::StdioError;
 use crate::pod::Pod;
 use crate::pod::agent::Agent;
 use crate::pod::directory::ContainerPlaces;
@@ -124,6 +126,31 @@ impl Tasks {
                 None => TaskError::failed(error),
             }),
         }
+    }
+
+    /// Streams that the guest has taken. One that has not said a word to them is lost.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub(crate) async fn connected<T>(&self, connected: Result<T, StdioError>) -> Result<T, TaskError> {
+        match connected {
+            Err(StdioError::Stream(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                self.answer(Err(ttrpc::Error::Others(error.to_string()))).await
+            }
+            connected => Ok(connected?),
+        }
+    }
+
+    /// The pid that the agent has given a process. 0 is that of none: an agent that says so is lost.
+    ///
+    /// # Errors
+    /// It is 0.
+    pub(crate) async fn checked(&self, pid: u32) -> Result<u32, TaskError> {
+        if pid != 0 {
+            return Ok(pid);
+        }
+        let words = "the agent in the guest has made process number 0, which cannot be";
+        self.answer(Err(ttrpc::Error::Others(words.into()))).await
     }
 
     /// Takes an id for a container to be.

@@ -1,11 +1,14 @@
 //! The shim's side of the connection to the agent: one for calls, one per stdio stream.
 
+use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use saya_agent_api::agent::ProcessRequest;
+use saya_agent_api::agent::{ContainerRequest, ProcessRequest};
 use saya_agent_api::service::AgentClient;
 use saya_agent_api::{AGENT_PORT, LOOPBACK_PORT, STREAM_PORT};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,31 +22,47 @@ use super::directory::{VSOCK_SOCKET, through};
 /// The longest answer to `CONNECT`: `OK <port>` and a newline.
 const ANSWER_MAX: usize = 32;
 
+/// How many times its patience the shim waits for a call while the agent answers others: setting up a container runs
+/// hooks and reads files that may be on a slow disk.
+const LIVELY_ROUNDS: u32 = 10;
+
 /// A connection to the guest's agent. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Agent {
     client: AgentClient,
     vsock: VsockAddress,
     next_stream: Arc<AtomicU64>,
+    patience: Duration,
 }
 
 /// How the pod's vsock socket is reached.
 #[derive(Clone)]
 pub(crate) struct VsockAddress {
     directory: Arc<OwnedFd>,
+    patience: Duration,
 }
 
 impl VsockAddress {
-    /// The socket in the pod's open directory.
-    pub(crate) fn new(directory: OwnedFd) -> Self {
-        Self { directory: Arc::new(directory) }
+    /// The socket in the pod's open directory. A guest that says nothing for as long as `patience` is given up.
+    pub(crate) fn new(directory: OwnedFd, patience: Duration) -> Self {
+        Self { directory: Arc::new(directory), patience }
     }
 
     /// Connects to a port of the guest.
     ///
     /// # Errors
-    /// The socket is gone, or nobody listens on the port.
+    /// The socket is gone, nobody listens on the port, or nobody says so in time (`TimedOut`).
     pub(crate) async fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        match tokio::time::timeout(self.patience, self.shake_hands(port)).await {
+            Ok(connected) => connected,
+            Err(_) => {
+                let silence = silence(&format!("a connection to its vsock port {port}"), self.patience);
+                Err(io::Error::new(io::ErrorKind::TimedOut, silence))
+            }
+        }
+    }
+
+    async fn shake_hands(&self, port: u32) -> io::Result<UnixStream> {
         let mut stream = UnixStream::connect(through(&*self.directory, VSOCK_SOCKET)).await?;
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
         let answer = read_line(&mut stream, ANSWER_MAX).await?;
@@ -65,12 +84,60 @@ impl Agent {
     pub(crate) async fn connect(vsock: VsockAddress) -> io::Result<Self> {
         let stream = vsock.connect(AGENT_PORT).await?;
         let client = AgentClient::new(Client::new(Socket::new(stream)));
-        Ok(Self { client, vsock, next_stream: Arc::new(AtomicU64::new(1)) })
+        let patience = vsock.patience;
+        Ok(Self { client, vsock, next_stream: Arc::new(AtomicU64::new(1)), patience })
     }
 
-    /// The calls.
+    /// The calls. Most are to be [asked](Self::ask); those that wait for the workload may take for ever.
     pub(crate) fn calls(&self) -> &AgentClient {
         &self.client
+    }
+
+    /// Waits for the answer to a call, but not for ever: an agent that is silent, or lively and does not answer this one
+    /// for [`LIVELY_ROUNDS`], is given up.
+    ///
+    /// # Errors
+    /// The agent's, or `Others`, in words, when it is given up.
+    pub(crate) async fn ask<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> ttrpc::Result<T> {
+        let mut call = pin!(call);
+        for _ in 0..LIVELY_ROUNDS {
+            if let Ok(answer) = tokio::time::timeout(self.patience, call.as_mut()).await {
+                return answer;
+            }
+            tokio::select! {
+                answer = call.as_mut() => return answer,
+                lives = self.shows_life() => if !lives {
+                    return Err(ttrpc::Error::Others(silence("a call", self.patience)));
+                }
+            }
+        }
+        Err(ttrpc::Error::Others(silence("a call, but others,", self.longest_patience())))
+    }
+
+    /// Waits for the answer to a call that does little and whose caller wants an end. Whatever else the agent answers, it
+    /// is given up without this.
+    ///
+    /// # Errors
+    /// As for [`ask`](Self::ask).
+    pub(crate) async fn ask_at_once<T>(
+        &self,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> ttrpc::Result<T> {
+        let silent = |_| Err(ttrpc::Error::Others(silence("a call", self.patience)));
+        tokio::time::timeout(self.patience, call).await.unwrap_or_else(silent)
+    }
+
+    /// The longest that anything may take which does not wait for the workload.
+    pub(crate) fn longest_patience(&self) -> Duration {
+        self.patience * LIVELY_ROUNDS
+    }
+
+    /// Whether the agent answers anything in time: that there is no container without a name will do.
+    async fn shows_life(&self) -> bool {
+        let nobody = ContainerRequest::default();
+        let call = self.client.list_processes(no_timeout(), &nobody);
+        let answer = tokio::time::timeout(self.patience, call).await;
+        matches!(answer, Ok(Ok(_) | Err(ttrpc::Error::RpcStatus(_))))
     }
 
     /// Connects to a TCP port of the guest's loopback. Where nobody listens there, the connection ends.
@@ -95,7 +162,15 @@ impl Agent {
     }
 }
 
-/// A call's context: it may take as long as it takes. The agent answers or its VM ends.
+/// In words, that the agent has not answered something for so long.
+fn silence(what: &str, patience: Duration) -> String {
+    format!(
+        "the agent in the guest has not answered {what} for {} s (configuration key agent_timeout)",
+        patience.as_secs_f64()
+    )
+}
+
+/// A call's context: the agent is not told of any time. How long the shim waits is for [`Agent::ask`] to say.
 pub(crate) fn no_timeout() -> Context {
     ttrpc::context::with_timeout(0)
 }

@@ -177,10 +177,20 @@ impl Pod {
         }
     }
 
+    /// Ends the VM, for this reason.
+    pub(crate) fn stop(&self, reason: &str) {
+        if let Ok(vm) = &self.vm {
+            vm.stop(reason);
+        }
+    }
+
     /// What is to be said of a VM whose agent no longer answers. A VM that does not end by itself is stopped.
     pub(crate) async fn lost(&self, error: &ttrpc::Error) -> Option<Arc<StopReport>> {
         let vm = self.vm.as_ref().ok()?;
-        if tokio::time::timeout(LOST_PATIENCE, vm.stopped()).await.is_err() {
+        if let ttrpc::Error::Others(words) = error {
+            // Given up, or what it says cannot be understood.
+            vm.stop(words);
+        } else if tokio::time::timeout(LOST_PATIENCE, vm.stopped()).await.is_err() {
             vm.stop(&format!("the agent in the guest no longer answers: {error}"));
         }
         Some(vm.stopped().await)

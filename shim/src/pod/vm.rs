@@ -33,6 +33,9 @@ const GUEST_CID: u32 = 3;
 /// How long a VM whose agent is gone may take to say why, before it is stopped.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// How long a VMM may take to hand over the console of a guest that is given up.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a VM is doing.
 #[derive(Clone)]
 pub(crate) enum VmState {
@@ -125,7 +128,8 @@ impl Vm {
         let initramfs = open("initramfs", &config.initramfs)?;
         let share = directory.open_share().map_err(VmError::Directory)?;
         let listener = directory.listen_vsock().map_err(VmError::Directory)?;
-        let vsock = VsockAddress::new(directory.open().map_err(VmError::Directory)?);
+        let agent_timeout = Duration::from_secs(config.agent_timeout.into());
+        let vsock = VsockAddress::new(directory.open().map_err(VmError::Directory)?, agent_timeout);
 
         let (control, vmm_end) = control::pair().map_err(VmError::Spawn)?;
         timeline.mark(|timeline| &mut timeline.vmm_spawned_ns);
@@ -170,6 +174,7 @@ impl Vm {
             stop: stop.clone(),
             vsock,
             greeting: Some(Greeting { sandbox, network }),
+            boot_timeout: Duration::from_secs(config.boot_timeout.into()),
             timeline,
         };
         tokio::spawn(supervisor.run(child, stop_receiver));
@@ -255,6 +260,7 @@ struct Supervisor {
     stop: mpsc::Sender<String>,
     vsock: VsockAddress,
     greeting: Option<Greeting>,
+    boot_timeout: Duration,
     timeline: Arc<Recorder>,
 }
 
@@ -266,9 +272,11 @@ struct Greeting {
 
 impl Supervisor {
     async fn run(mut self, mut child: Child, mut stop: mpsc::Receiver<String>) {
+        let overdue = overdue(self.state.subscribe(), self.boot_timeout);
         let told = tokio::select! {
             told = self.follow() => told,
             Some(reason) = stop.recv() => Some(StopReport { reason, console: String::new() }),
+            () = overdue => Some(self.give_up_boot().await),
         };
         // The VM is over: what the process may still want to do is of no interest.
         let _ = child.start_kill();
@@ -285,6 +293,23 @@ impl Supervisor {
         };
         tracing::info!(reason = %report.reason, "the virtual machine has stopped");
         self.state.send_replace(VmState::Stopped(Arc::new(report)));
+    }
+
+    /// What is to be said of a guest that is not ready in time, with its console where the VMM still gives it.
+    async fn give_up_boot(&mut self) -> StopReport {
+        let asked = self.control.get_ref().send(&Request::Stop, &[]);
+        let told = if asked.is_ok() {
+            tokio::time::timeout(CONSOLE_PATIENCE, self.follow()).await.ok().flatten()
+        } else {
+            None
+        };
+        StopReport {
+            reason: format!(
+                "the agent in the guest was not ready within {} s (configuration key boot_timeout)",
+                self.boot_timeout.as_secs()
+            ),
+            console: told.map(|report| report.console).unwrap_or_default(),
+        }
     }
 
     /// Handles the VMM's messages until its last; `None` when it closed the socket without one.
@@ -352,6 +377,14 @@ impl Supervisor {
     }
 }
 
+/// Ends when the VM has been booting for longer than `limit`; never once it is ready.
+async fn overdue(mut state: watch::Receiver<VmState>, limit: Duration) {
+    let ready = state.wait_for(|state| !matches!(state, VmState::Booting));
+    if tokio::time::timeout(limit, ready).await.is_ok() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// A VM that has stopped already does not become ready.
 fn become_ready(state: &mut VmState, agent: Agent) -> bool {
     let booting = matches!(state, VmState::Booting);
@@ -396,9 +429,9 @@ async fn converse(
 impl Greeting {
     async fn tell(mut self, agent: &Agent) -> ttrpc::Result<()> {
         self.sandbox.wall_clock_nanoseconds = wall_ns();
-        agent.calls().configure_sandbox(no_timeout(), &self.sandbox).await?;
+        agent.ask(agent.calls().configure_sandbox(no_timeout(), &self.sandbox)).await?;
         if let Some(network) = &self.network {
-            agent.calls().configure_network(no_timeout(), network).await?;
+            agent.ask(agent.calls().configure_network(no_timeout(), network)).await?;
         }
         Ok(())
     }

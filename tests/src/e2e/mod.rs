@@ -20,6 +20,7 @@ mod pseudo_terminal;
 mod resources;
 mod restart;
 pub mod runner;
+mod silent_guest;
 mod stdio;
 mod task_api;
 mod terminal;
@@ -54,6 +55,7 @@ pub fn all() -> Vec<Test> {
         workloads::TESTS,
         jail::TESTS,
         kill_matrix::TESTS,
+        silent_guest::TESTS,
         bad_input::TESTS,
         restart::TESTS,
         leftovers::TESTS,

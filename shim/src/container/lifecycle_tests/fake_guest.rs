@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use saya_agent_api::agent::{
@@ -27,6 +28,25 @@ use crate::pod::agent::read_line;
 pub(super) struct FakeGuest {
     inner: Arc<Mutex<State>>,
     arrived: Arc<Notify>,
+    manners: Arc<Mutex<Manners>>,
+}
+
+/// How a guest treats its host.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Manners {
+    /// As it should.
+    #[default]
+    Honest,
+    /// It answers nothing any more.
+    Silent,
+    /// It never answers this call.
+    Deaf(&'static str),
+    /// It says that processes have ended, and lets them go on.
+    Immortal,
+    /// It gives every process this pid.
+    Pid(u32),
+    /// Its answers have a string of this many bytes, with line breaks and what moves a terminal's cursor.
+    Verbose(usize),
 }
 
 #[derive(Default)]
@@ -82,6 +102,24 @@ impl FakeGuest {
         });
     }
 
+    /// From now on it behaves like this.
+    pub(super) fn turn(&self, manners: Manners) {
+        *self.manners.lock().unwrap() = manners;
+    }
+
+    fn manners(&self) -> Manners {
+        *self.manners.lock().unwrap()
+    }
+
+    /// Ends when the call is to be answered.
+    async fn consider(&self, call: &str) {
+        match self.manners() {
+            Manners::Silent => std::future::pending().await,
+            Manners::Deaf(deaf) if deaf == call => std::future::pending().await,
+            _ => {}
+        }
+    }
+
     /// The names of the calls so far, with their containers.
     pub(super) fn calls(&self) -> Vec<String> {
         self.inner.lock().unwrap().calls.clone()
@@ -122,10 +160,15 @@ impl FakeGuest {
         }
         let mut state = self.inner.lock().unwrap();
         state.next_pid += 1;
-        let pid = state.next_pid;
+        let manners = self.manners();
+        let pid = if let Manners::Pid(pid) = manners { pid } else { state.next_pid };
         let end = watch::Sender::new(None);
         state.processes.insert(key, FakeProcess { pid, arguments, streams, end });
-        Ok(CreateResponse { pid, ..Default::default() })
+        let unknown_fields = match manners {
+            Manners::Verbose(bytes) => vec!["\n\x1b[2J".repeat(bytes / 5)],
+            _ => Vec::new(),
+        };
+        Ok(CreateResponse { pid, unknown_fields, ..Default::default() })
     }
 
     fn end_of(&self, request: &ProcessRequest) -> ttrpc::Result<watch::Sender<Option<WaitProcessResponse>>> {
@@ -138,7 +181,12 @@ impl FakeGuest {
 }
 
 /// Does what the arguments say until the end, and answers with status and bytes of output.
-async fn act(arguments: &[String], stdin: Option<UnixStream>, mut stdout: Option<UnixStream>) -> (u32, u64) {
+async fn act(
+    guest: FakeGuest,
+    arguments: &[String],
+    stdin: Option<UnixStream>,
+    mut stdout: Option<UnixStream>,
+) -> (u32, u64) {
     match arguments[0].as_str() {
         "exit" => (arguments[1].parse().unwrap(), 0),
         "print" => {
@@ -148,6 +196,16 @@ async fn act(arguments: &[String], stdin: Option<UnixStream>, mut stdout: Option
         "cat" => {
             let copied = tokio::io::copy(&mut stdin.unwrap(), stdout.as_mut().unwrap()).await.unwrap();
             (0, copied)
+        }
+        // It says that there is more output to come, and sends some of it each second until it is silent.
+        "flood" => {
+            let mut stdout = stdout.unwrap();
+            tokio::spawn(async move {
+                while guest.manners() != Manners::Silent && stdout.write_all(&[b'x'; 4096]).await.is_ok() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            });
+            (0, u64::MAX)
         }
         _ => std::future::pending().await,
     }
@@ -160,6 +218,7 @@ impl Agent for FakeGuest {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateResponse> {
+        self.consider("create").await;
         self.note("create", &request.container_id);
         let spec: serde_json::Value = serde_json::from_slice(&request.oci_spec).unwrap();
         self.inner.lock().unwrap().specs.push(spec.clone());
@@ -171,11 +230,13 @@ impl Agent for FakeGuest {
         _: &TtrpcContext,
         request: CreateProcessRequest,
     ) -> ttrpc::Result<CreateResponse> {
+        self.consider("exec").await;
         let process: serde_json::Value = serde_json::from_slice(&request.oci_process).unwrap();
         self.make((request.container_id, request.exec_id), &process, request.streams.unwrap())
     }
 
     async fn start_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        self.consider("start").await;
         self.note("start", &request.container_id);
         let end = self.end_of(&request)?;
         let (arguments, streams) = {
@@ -184,8 +245,9 @@ impl Agent for FakeGuest {
             (process.arguments.clone(), process.streams.clone())
         };
         let (stdin, stdout) = (self.stream(streams.stdin).await, self.stream(streams.stdout).await);
+        let guest = self.clone();
         tokio::spawn(async move {
-            let (exit_status, stdout_bytes) = act(&arguments, stdin, stdout).await;
+            let (exit_status, stdout_bytes) = act(guest, &arguments, stdin, stdout).await;
             end.send_replace(Some(WaitProcessResponse { exit_status, stdout_bytes, ..Default::default() }));
         });
         Ok(Empty::default())
@@ -202,6 +264,10 @@ impl Agent for FakeGuest {
     }
 
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
+        self.consider("signal").await;
+        if self.manners() == Manners::Immortal {
+            return Ok(Empty::default());
+        }
         let name = ProcessRequest {
             container_id: request.container_id,
             exec_id: request.exec_id,
@@ -214,6 +280,7 @@ impl Agent for FakeGuest {
     }
 
     async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        self.consider("delete").await;
         self.note("delete", &request.container_id);
         self.inner.lock().unwrap().processes.remove(&(request.container_id, request.exec_id));
         Ok(Empty::default())
@@ -224,6 +291,7 @@ impl Agent for FakeGuest {
         _: &TtrpcContext,
         request: ContainerRequest,
     ) -> ttrpc::Result<ListProcessesResponse> {
+        self.consider("list").await;
         let state = self.inner.lock().unwrap();
         let processes = state
             .processes
@@ -239,11 +307,13 @@ impl Agent for FakeGuest {
     }
 
     async fn pause_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.consider("pause").await;
         self.note("pause", &request.container_id);
         Ok(Empty::default())
     }
 
     async fn resume_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.consider("resume").await;
         self.note("resume", &request.container_id);
         Ok(Empty::default())
     }

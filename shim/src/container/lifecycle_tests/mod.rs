@@ -1,10 +1,12 @@
 //! The life of containers with a guest that has no virtual machine: what containerd sees, and in which order.
 
 mod fake_guest;
+mod hostile_guest;
 
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::shim::event::Envelope;
@@ -46,6 +48,11 @@ struct Fixture {
 
 impl Fixture {
     async fn new(arguments: serde_json::Value) -> Self {
+        Self::with_patience(arguments, Duration::from_secs(3600)).await
+    }
+
+    /// One whose shim waits for the guest as long as `patience`.
+    async fn with_patience(arguments: serde_json::Value, patience: Duration) -> Self {
         let root = tempfile::tempdir().unwrap();
         let bundle = root.path().join("bundle");
         fs::create_dir_all(bundle.join("rootfs/bin")).unwrap();
@@ -62,7 +69,7 @@ impl Fixture {
         directory.create().unwrap();
         let guest = FakeGuest::default();
         guest.serve(directory.listen_vsock().unwrap(), &root.path().join("calls")).await;
-        let agent = Agent::connect(VsockAddress::new(directory.open().unwrap())).await.unwrap();
+        let agent = Agent::connect(VsockAddress::new(directory.open().unwrap(), patience)).await.unwrap();
         let pod =
             Arc::new(Pod::with_vm("c1", directory, Vm::ready_with(agent), Arc::new(Recorder::default())));
         let events = Collected::default();

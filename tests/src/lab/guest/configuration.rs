@@ -104,9 +104,12 @@ fn copy(install: &Install) -> Result<()> {
     Ok(())
 }
 
-/// Debian 12's QEMU emulates SVM without the intercept of XSETBV, so a microVM in it may not use XSAVE.
+/// Debian 12's QEMU emulates SVM without the intercept of XSETBV, so a microVM in it may not use XSAVE. And it is slow: no
+/// test is to fail for that.
+const CONFIGURATION: &str = "kernel_parameters = [\"noxsave\"]\nboot_timeout = 300\nagent_timeout = 150\n";
+
 fn configure_saya() -> Result<()> {
-    write("/etc/saya/config.toml", "kernel_parameters = [\"noxsave\"]\n")?;
+    write("/etc/saya/config.toml", CONFIGURATION)?;
     if Path::new(SHIM).exists() {
         let _ = fs::remove_file(CLI);
         symlink(SHIM, CLI).context("linking the command line program to the shim")?;

@@ -1,0 +1,153 @@
+//! What a guest that lies or says nothing can do to the shim: its own containers end, nothing waits for ever. Time is
+//! simulated: it passes when there is nothing else to do.
+
+use super::fake_guest::Manners;
+use super::*;
+
+/// How long the shim waits for an answer here.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn fixture(arguments: serde_json::Value) -> Fixture {
+    Fixture::with_patience(arguments, PATIENCE).await
+}
+
+async fn running() -> Fixture {
+    let fixture = fixture(json!(["sleep"])).await;
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+    fixture
+}
+
+/// The container has ended with its guest, and can be deleted.
+async fn assert_over(fixture: &Fixture) {
+    let container = fixture.tasks.container("c1").unwrap();
+    assert_eq!(container.init.wait().await.status, 137);
+    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 137);
+    assert!(fixture.tasks.is_empty());
+    assert_eq!(fixture.topics().await.last().unwrap(), "/tasks/delete");
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn every_call_to_a_silent_guest_ends_in_twice_the_patience_with_the_reason_and_ends_the_guest() {
+    for number in 0..4 {
+        let fixture = running().await;
+        fixture.tasks.exec("c1", "e1", br#"{"args":["sleep"],"cwd":"/"}"#, Stdio::default()).unwrap();
+        fixture.guest.turn(Manners::Silent);
+        let begin = tokio::time::Instant::now();
+        let tasks = &fixture.tasks;
+        let answer = match number {
+            0 => tasks.pause("c1").await,
+            1 => tasks.kill("c1", "", 15, false).await,
+            2 => tasks.start("c1", "e1").await.map(drop),
+            _ => tasks.processes("c1").await.map(drop),
+        };
+        let error = answer.unwrap_err().to_string();
+        assert!(error.contains("has not answered") && error.contains("agent_timeout"), "{number}: {error}");
+        assert!(begin.elapsed() <= 2 * PATIENCE + Duration::from_secs(1), "{number}: {:?}", begin.elapsed());
+        assert_over(&fixture).await;
+    }
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_kill_ends_a_silent_guest_and_is_no_error() {
+    let fixture = running().await;
+    fixture.guest.turn(Manners::Silent);
+    let begin = tokio::time::Instant::now();
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert!(begin.elapsed() <= PATIENCE + Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert_over(&fixture).await;
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_container_that_was_never_started_is_deleted_from_a_silent_guest() {
+    let fixture = fixture(json!(["sleep"])).await;
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.guest.turn(Manners::Silent);
+    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 137);
+    assert!(fixture.tasks.is_empty());
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_create_that_is_never_answered_fails_and_leaves_nothing() {
+    for manners in [Manners::Silent, Manners::Deaf("create")] {
+        let fixture = fixture(json!(["sleep"])).await;
+        fixture.guest.turn(manners);
+        let begin = tokio::time::Instant::now();
+        let error = fixture.create(Stdio::default()).await.unwrap_err().to_string();
+        assert!(error.contains("has not answered"), "{error}");
+        assert!(begin.elapsed() <= 10 * PATIENCE + Duration::from_secs(1), "{:?}", begin.elapsed());
+        assert!(fixture.tasks.is_empty());
+        let share = fixture.bundle.parent().unwrap().join("state/default/c1/share");
+        assert!(!share.join("private/c1").exists());
+    }
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_slow_call_of_a_lively_guest_is_waited_for() {
+    let fixture = running().await;
+    fixture.guest.turn(Manners::Deaf("pause"));
+    let (tasks, guest) = (fixture.tasks.clone(), fixture.guest.clone());
+    let pausing = tokio::spawn(async move { tasks.pause("c1").await });
+    tokio::time::sleep(5 * PATIENCE).await;
+    guest.turn(Manners::Honest);
+    // The agent is still there for everybody else.
+    assert_eq!(fixture.tasks.processes("c1").await.unwrap().len(), 1);
+    assert!(!pausing.is_finished());
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert_over(&fixture).await;
+    pausing.abort();
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_guest_that_lets_a_killed_container_live_is_ended() {
+    let fixture = running().await;
+    fixture.guest.turn(Manners::Immortal);
+    let begin = tokio::time::Instant::now();
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert_over(&fixture).await;
+    assert!(begin.elapsed() <= 10 * PATIENCE + Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn output_without_end_does_not_keep_a_killed_container_alive() {
+    let fixture = fixture(json!(["flood"])).await;
+    let (stdout, path) = fixture.fifo("stdout");
+    fixture.create(Stdio { stdout, ..Stdio::default() }).await.unwrap();
+    let mut reader = tokio::net::unix::pipe::OpenOptions::new().open_receiver(path).unwrap();
+    tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+    fixture.tasks.start("c1", "").await.unwrap();
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    // The guest, which says that there is more to come, is ended, and with it the stream.
+    fixture.pod.stopped().await;
+    fixture.guest.turn(Manners::Silent);
+    fixture.tasks.container("c1").unwrap().init.wait().await;
+    fixture.tasks.delete("c1", "").await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_process_without_a_pid_is_no_process() {
+    let fixture = fixture(json!(["sleep"])).await;
+    fixture.guest.turn(Manners::Pid(0));
+    let error = fixture.create(Stdio::default()).await.unwrap_err().to_string();
+    assert!(error.contains("process number 0"), "{error}");
+    assert!(fixture.tasks.is_empty());
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn any_other_pid_is_only_a_number() {
+    let fixture = fixture(json!(["sleep"])).await;
+    fixture.guest.turn(Manners::Pid(u32::MAX));
+    assert_eq!(fixture.create(Stdio::default()).await.unwrap(), std::process::id());
+    fixture.tasks.start("c1", "").await.unwrap();
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert_over(&fixture).await;
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn long_words_of_the_guest_break_nothing() {
+    let fixture = fixture(json!(["sleep"])).await;
+    fixture.guest.turn(Manners::Verbose(3 << 20));
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert_over(&fixture).await;
+}
