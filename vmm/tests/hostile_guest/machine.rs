@@ -1,0 +1,140 @@
+//! The machine that a hostile guest runs in, watched from outside.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::UnshareFlags;
+use saya_vmm::control::{Event, FileRole, StopReason};
+
+use crate::common::{Vmm, boot, kernel, kvm_is_there};
+
+/// The threads of a VMM with one vCPU: main, vCPU, fs, vsock; one that KVM adds; and what a test program has.
+const THREADS: usize = 8;
+/// Descriptors that a VMM with such devices has when its guest does nothing, and what a test may add.
+const DESCRIPTORS: usize = 96;
+/// Memory that a VMM may take beyond what guests touch, in KiB: its text and its data, in builds without optimisation.
+const RESIDENT_KIB: u64 = (32 + 64) * 1024;
+
+/// What a guest may cost at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) descriptors: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { descriptors: DESCRIPTORS }
+    }
+}
+
+/// How a guest ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) reason: StopReason,
+    /// How many connections it has made to the host.
+    pub(crate) connections: usize,
+}
+
+/// Runs a guest in a machine whose share is `fill`ed, to its end, and checks meanwhile that the VMM stays within its
+/// bounds. Afterwards `look` sees the share. `None` where no machine can be had.
+pub(crate) fn run(
+    code: &[u8],
+    bounds: Bounds,
+    fill: impl FnOnce(&Path) + Send,
+    look: impl FnOnce(&Path) + Send,
+) -> Option<End> {
+    if !kvm_is_there() {
+        return None;
+    }
+    // On a thread of its own, whose mounts go with it.
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            let directory = tempfile::tempdir().unwrap();
+            // SAFETY: the thread has nothing that the namespace it leaves would still be needed for.
+            if unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.is_err() {
+                eprintln!("skipped: no right to make namespaces");
+                return None;
+            }
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            let share = directory.path().join("share");
+            std::fs::create_dir(&share).unwrap();
+            let flags = MountFlags::NOSUID | MountFlags::NODEV;
+            mount("share", &share, "tmpfs", flags, c"size=16m").unwrap();
+            fill(&share);
+            let end = run_on(code, bounds, directory.path(), &share);
+            look(&share);
+            Some(end)
+        });
+        run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn run_on(code: &[u8], bounds: Bounds, directory: &Path, share: &Path) -> End {
+    let listener = UnixListener::bind(directory.join("vsock")).unwrap();
+    let (share, kernel) = (File::open(share).unwrap(), kernel(code));
+    let vmm = Vmm::spawn();
+    let message = boot(&[FileRole::Kernel, FileRole::Share, FileRole::Vsock]);
+    vmm.boot(message, &[kernel.as_fd(), share.as_fd(), listener.as_fd()]);
+    let (over, id) = (AtomicBool::new(false), vmm.process.id());
+    let (reason, connections) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(id, bounds, &over));
+        let told = follow(&vmm);
+        over.store(true, Ordering::SeqCst);
+        if let Err(panic) = watcher.join() {
+            std::panic::resume_unwind(panic);
+        }
+        told
+    });
+    let Vmm { control, mut process } = vmm;
+    assert!(control.receive().unwrap().is_none(), "the end was not the last message");
+    let status = process.wait().unwrap();
+    assert!(status.code().is_some(), "the VMM was killed: {status}");
+    End { reason, connections }
+}
+
+/// Takes the VMM's messages until it says that the machine has ended.
+fn follow(vmm: &Vmm) -> (StopReason, usize) {
+    let mut connections = 0;
+    loop {
+        match vmm.event() {
+            Event::Stopped { reason, .. } => return (reason, connections),
+            // The host hangs up at once.
+            Event::GuestConnected { .. } => connections += 1,
+            Event::Started(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Looks at the VMM from time to time until the guest's end.
+fn watch(process: u32, bounds: Bounds, over: &AtomicBool) {
+    let directory = Path::new("/proc").join(process.to_string());
+    let count = |what: &str| std::fs::read_dir(directory.join(what)).map_or(0, Iterator::count);
+    while !over.load(Ordering::SeqCst) {
+        let (descriptors, threads) = (count("fd"), count("task"));
+        assert!(descriptors <= bounds.descriptors, "the VMM has {descriptors} descriptors");
+        assert!(threads <= THREADS, "the VMM has {threads} threads");
+        let status = std::fs::read_to_string(directory.join("status")).unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok());
+        assert!(resident.unwrap_or(0) <= RESIDENT_KIB, "{resident:?} KiB of the VMM are resident");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs a guest that has nothing to do with files, within the usual bounds.
+pub(crate) fn run_without_files(code: &[u8]) -> Option<End> {
+    run(code, Bounds::default(), |_| {}, |_| {})
+}
+
+/// Runs it, and it must come to its own end.
+pub(crate) fn assert_survived(code: &[u8]) {
+    if let Some(end) = run_without_files(code) {
+        assert_eq!(end.reason, StopReason::PoweredOff);
+    }
+}
