@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(*watched.borrow(), Progress { forwarded: 300_000, ended: true });
     }
 
-    #[tokio::test(flavor = "current_thread")]
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
     async fn a_full_pipe_holds_the_stream_and_its_sender() {
         const SENT: usize = 16 << 20;
         let (mut guest, host) = UnixStream::pair().unwrap();
@@ -205,7 +205,7 @@ mod tests {
         let (progress, mut watched) = watch::channel(Progress::default());
         let task = tokio::spawn(forward_output(host, Target::Pipe(writer), progress));
         let writing = tokio::spawn(async move { guest.write_all(&vec![1; SENT]).await });
-        // Moves until the pipe, and then the socket before it, take no more.
+        // Moves until the pipe, and then the socket before it, take no more: time passes only then.
         while tokio::time::timeout(std::time::Duration::from_millis(100), watched.changed()).await.is_ok() {}
         assert!(watched.borrow().forwarded > 0);
         assert!(watched.borrow().forwarded < SENT as u64);
