@@ -16,6 +16,9 @@ pub(crate) struct Options {
     /// Let the virtual machine's clock count executed instructions, so that times repeat exactly.
     #[arg(long)]
     icount: bool,
+    /// Give the virtual machine the cgroups of version 1 instead of version 2.
+    #[arg(long, conflicts_with = "on_this_host")]
+    cgroup_v1: bool,
     /// Memory of the virtual machine in MiB.
     #[arg(long, default_value_t = 4096, value_name = "MIB")]
     memory: u32,
@@ -63,11 +66,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let usual = Request::new(&checkout, options.command.clone());
     let request = Request {
-        on_this_host: options.on_this_host || (usual.on_this_host && !options.icount),
+        on_this_host: options.on_this_host || (usual.on_this_host && !options.icount && !options.cgroup_v1),
         installs: artifacts::installs()?,
         without_containerd: options.no_containerd,
         memory_mib: options.memory,
         instruction_clock: options.icount,
+        cgroup_v1: options.cgroup_v1,
         stall_limit: Duration::from_secs(options.stall_limit),
         time_limit: options.time_limit.map(Duration::from_secs),
         show_console: options.console,

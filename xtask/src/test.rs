@@ -18,6 +18,11 @@ use crate::verdict::Verdict;
 /// How long a lab of tests may take, in seconds: far more than it needs, and less than whoever waits for it.
 const TIME_LIMIT: &str = "3000";
 
+/// containerd's name of our runtime.
+const OURS: &str = "io.containerd.kata.v2";
+/// What is in the names of the tests that a host with cgroup v1 is asked as well.
+const CGROUP_TESTS: &str = "cgroup";
+
 /// Which tests.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -28,7 +33,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "", requires = "e2e")]
     only: String,
     /// containerd's name of the runtime under test.
-    #[arg(long, default_value = "io.containerd.kata.v2")]
+    #[arg(long, default_value = OURS)]
     runtime: String,
     /// Test what is built already: install and build nothing first.
     #[arg(long)]
@@ -132,8 +137,9 @@ fn end_to_end(options: &Options) -> Result<Verdict> {
     heading(&format!("end-to-end tests of {} in {shards} lab(s)", options.runtime));
     let begin = Instant::now();
     lab::prepare(&crate::checkout())?;
-    let started: Vec<Shard> =
-        (0..shards).map(|number| Shard::start(options, number, shards)).collect::<Result<_>>()?;
+    let started: Vec<Shard> = (0..shards)
+        .map(|number| Shard::start(options, &options.only, number.to_string(), (number, shards), &[]))
+        .collect::<Result<_>>()?;
     let verdicts: Vec<Result<Verdict>> = std::thread::scope(|scope| {
         let waiting: Vec<_> = started.into_iter().map(|shard| scope.spawn(|| shard.finish())).collect();
         waiting
@@ -145,52 +151,64 @@ fn end_to_end(options: &Options) -> Result<Verdict> {
     for verdict in verdicts {
         sum += verdict?;
     }
+    if options.runtime == OURS && !lab::host::runs_microvms() {
+        sum += on_cgroup_v1(options)?;
+    }
     println!("end-to-end tests: {sum}, in {:.0} s", begin.elapsed().as_secs_f64());
     Ok(sum)
 }
 
+/// Runs the tests about cgroups once more where the host has those of version 1.
+fn on_cgroup_v1(options: &Options) -> Result<Verdict> {
+    let only = match options.only.as_str() {
+        "" => CGROUP_TESTS,
+        only if only.contains(CGROUP_TESTS) => only,
+        _ => return Ok(Verdict::default()),
+    };
+    Shard::start(options, only, "cgroup v1".to_owned(), (0, 1), &["--cgroup-v1"])?.finish()
+}
+
 /// A part of the end-to-end tests, in a lab of its own.
 struct Shard {
-    number: usize,
+    name: String,
     process: Child,
     results: PathBuf,
 }
 
 impl Shard {
-    fn start(options: &Options, number: usize, of: usize) -> Result<Self> {
+    fn start(
+        options: &Options,
+        only: &str,
+        name: String,
+        (number, of): (usize, usize),
+        lab_flags: &[&str],
+    ) -> Result<Self> {
         let directory = lab::results_directory(&crate::checkout());
         fs::create_dir_all(&directory)?;
-        let results = directory.join(format!("e2e-{}-{number}.json", std::process::id()));
+        let results = directory.join(format!("e2e-{}-{}.json", std::process::id(), name.replace(' ', "-")));
         let tests = artifacts::target_directory()?.join("debug/saya-e2e");
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["lab", "--end-with-parent", "--no-build"]);
+        command.args(["lab", "--end-with-parent", "--no-build"]).args(lab_flags);
         if !lab::host::runs_microvms() {
             command.args(["--time-limit", TIME_LIMIT]);
         }
         command.arg("--").arg(tests);
-        command.args([
-            "--runtime",
-            &options.runtime,
-            "--only",
-            &options.only,
-            "--shard",
-            &format!("{number}/{of}"),
-        ]);
+        command.args(["--runtime", &options.runtime, "--only", only, "--shard", &format!("{number}/{of}")]);
         command.arg("--json").arg(&results).stdin(Stdio::null()).stdout(Stdio::piped());
         let process = command.spawn().context("starting a lab")?;
-        Ok(Self { number, process, results })
+        Ok(Self { name, process, results })
     }
 
     /// Shows what the tests print, and gives their verdict. A lab that fails is one failed test.
     fn finish(mut self) -> Result<Verdict> {
         let output = self.process.stdout.take().context("the lab has no output")?;
-        show(output, &format!("[{}] ", self.number))?;
+        show(output, &format!("[{}] ", self.name))?;
         let status = self.process.wait()?;
         let verdict = read_results(&self.results);
         match verdict {
             Ok(verdict) => Ok(verdict),
             Err(error) => {
-                println!("[{}] FAIL the lab: {status}, {error:#}", self.number);
+                println!("[{}] FAIL the lab: {status}, {error:#}", self.name);
                 Ok(Verdict::of_one(false))
             }
         }

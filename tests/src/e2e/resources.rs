@@ -2,19 +2,24 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use containerd_shim_protos::api::{StatsRequest, StatsResponse};
-use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::cgroups::metrics as v1;
+use containerd_shim_protos::cgroups_v2::metrics as v2;
 use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 
 use super::Test;
-use super::context::{BUSYBOX, Context, ImageRoot, ctr};
+use super::context::{BUSYBOX, Context, ImageRoot, ctr, eventually};
 use super::events::Events;
 use super::image_root::merge;
 use super::task_api::{Task, shim_of};
+
+/// Where the host's cgroups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "limits_are_in_the_cgroups_files_enforced_and_changed_while_it_runs", check: limits },
@@ -97,6 +102,9 @@ fn out_of_memory(context: &Context) -> anyhow::Result<()> {
 }
 
 fn metrics(context: &Context) -> anyhow::Result<()> {
+    if !is_unified() {
+        context.for_ours_alone("with runc the container's files are those of the host's cgroup v1")?;
+    }
     let root = ImageRoot::mount(BUSYBOX, context.scratch.join("root"))?;
     // So much that the shell which reads the files, and is counted with the rest, makes less than a hundredth of it.
     let script = "dd if=/dev/zero of=/dev/shm/much bs=1M count=60; exec sleep 3600";
@@ -117,19 +125,7 @@ fn metrics(context: &Context) -> anyhow::Result<()> {
     let stats: StatsResponse =
         task.expect("Stats", &StatsRequest { id: "metrics".into(), ..Default::default() })?;
     let after = files("after")?;
-    ensure!(stats.stats.type_url == "io.containerd.cgroups.v2.Metrics", "{}", stats.stats.type_url);
-    let figures = Metrics::parse_from_bytes(&stats.stats.value)?;
-    let (memory, cpu) = (&figures.memory, &figures.cpu);
-    for (name, figure) in [
-        ("memory.current", memory.usage),
-        ("memory.max", memory.usage_limit),
-        ("pids.max", figures.pids.limit),
-        ("file", memory.file),
-        ("shmem", memory.shmem),
-        ("pgfault", memory.pgfault),
-        ("usage_usec", cpu.usage_usec),
-        ("user_usec", cpu.user_usec),
-    ] {
+    for (name, figure) in figures(&stats.stats)? {
         let of =
             |files: &HashMap<String, u64>| files.get(name).copied().with_context(|| format!("no {name}"));
         let (low, high) = (of(&before)?.min(of(&after)?), of(&before)?.max(of(&after)?));
@@ -138,25 +134,79 @@ fn metrics(context: &Context) -> anyhow::Result<()> {
             "{name} is {figure}, not {low} to {high}"
         );
     }
-    ensure!(memory.shmem >= 60 << 20 && figures.pids.current == 1, "{figures:?}");
+    ensure!(after.get("file").is_some_and(|file| *file >= 60 << 20), "{after:?}");
     // And as `ctr` shows them.
     let table = ctr(["task", "metrics", "metrics"])?;
     ensure!(table.contains("memory"), "{table:?}");
     container.remove()
 }
 
-fn host_cgroup(context: &Context) -> anyhow::Result<()> {
-    let path = context.start(BUSYBOX, "placed", &["--cgroup", "/default/e2e-placed"], &["sleep", "3600"])?;
-    let hierarchy = Path::new("/sys/fs/cgroup");
-    let members = |directory: &Path| -> anyhow::Result<Vec<String>> {
+/// The figures of the metrics type of this host's cgroup version, by the names of the guest's files.
+fn figures(stats: &Any) -> anyhow::Result<Vec<(&'static str, u64)>> {
+    if is_unified() {
+        ensure!(stats.type_url == "io.containerd.cgroups.v2.Metrics", "{}", stats.type_url);
+        let figures = v2::Metrics::parse_from_bytes(&stats.value)?;
+        let (memory, cpu) = (&figures.memory, &figures.cpu);
+        ensure!(figures.pids.current == 1, "{figures:?}");
+        return Ok(vec![
+            ("memory.current", memory.usage),
+            ("memory.max", memory.usage_limit),
+            ("pids.max", figures.pids.limit),
+            ("file", memory.file),
+            ("shmem", memory.shmem),
+            ("pgfault", memory.pgfault),
+            ("usage_usec", cpu.usage_usec),
+            ("user_usec", cpu.user_usec),
+        ]);
+    }
+    ensure!(stats.type_url == "io.containerd.cgroups.v1.Metrics", "{}", stats.type_url);
+    let figures = v1::Metrics::parse_from_bytes(&stats.value)?;
+    let (memory, cpu) = (&figures.memory, &figures.cpu.usage);
+    ensure!(figures.pids.current == 1, "{figures:?}");
+    Ok(vec![
+        ("memory.current", memory.usage.usage),
+        ("memory.max", memory.usage.limit),
+        ("pids.max", figures.pids.limit),
+        ("file", memory.total_cache),
+        ("pgfault", memory.total_pg_fault),
+        ("usage_usec", cpu.total / 1000),
+        ("user_usec", cpu.user / 1000),
+    ])
+}
+
+/// Where the host's hierarchies are: one with cgroup v2, one for each controller with v1.
+fn hierarchies() -> anyhow::Result<Vec<PathBuf>> {
+    if is_unified() {
+        return Ok(vec![CGROUPS.into()]);
+    }
+    fs::read_dir(CGROUPS)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Whether the host has cgroup v2 alone.
+fn is_unified() -> bool {
+    Path::new(CGROUPS).join("cgroup.controllers").exists()
+}
+
+/// The processes in the cgroup `path`, which are the same ones in every hierarchy.
+fn members(path: &str) -> anyhow::Result<Vec<String>> {
+    let mut members = Vec::new();
+    for hierarchy in hierarchies()? {
+        let directory = hierarchy.join(path);
         let text = fs::read_to_string(directory.join("cgroup.procs"))
             .with_context(|| format!("there is no cgroup {}", directory.display()))?;
-        Ok(text.lines().map(str::to_owned).collect())
-    };
+        members.push(text.lines().map(str::to_owned).collect::<Vec<_>>());
+    }
+    members.dedup();
+    ensure!(members.len() == 1, "the hierarchies differ: {members:?}");
+    members.pop().context("no hierarchy is mounted")
+}
+
+fn host_cgroup(context: &Context) -> anyhow::Result<()> {
+    let path = context.start(BUSYBOX, "placed", &["--cgroup", "/default/e2e-placed"], &["sleep", "3600"])?;
     let task = ctr(["task", "ls"])?;
     let pid = task.lines().find_map(|line| line.strip_prefix("placed").map(str::trim)).unwrap_or_default();
     let pid = pid.split_whitespace().next().context("no pid")?.to_owned();
-    let inside = members(&hierarchy.join("default/e2e-placed"))?;
+    let inside = members("default/e2e-placed")?;
     ensure!(inside.contains(&pid), "the task's process {pid} is not among {inside:?}");
     if !context.is_control() {
         let shim = shim_of("placed")?.as_raw_nonzero().to_string();
@@ -167,15 +217,19 @@ fn host_cgroup(context: &Context) -> anyhow::Result<()> {
         // runc asks systemd for a slice, which the lab does not have.
         return Ok(());
     }
-    let slice = hierarchy.join("saya.slice/saya-e2e.slice");
     let cgroup = "saya-e2e.slice:pod:placed";
     let systemd = context.start(BUSYBOX, "sliced", &["--cgroup", cgroup], &["sleep", "3600"])?;
-    let inside = members(&slice.join("pod-placed.scope"))?;
+    let inside = members("saya.slice/saya-e2e.slice/pod-placed.scope")?;
     ensure!(inside.len() >= 2, "the shim and its machine are not there: {inside:?}");
     systemd.remove()?;
-    // Slices are whoever's manages them: systemd's, and here the test's.
-    fs::remove_dir(&slice)?;
-    Ok(fs::remove_dir(hierarchy.join("saya.slice"))?)
+    // Slices are whoever's manages them: systemd's, and here the test's. The scope goes with the shim, a moment later.
+    for hierarchy in hierarchies()? {
+        let slice = hierarchy.join("saya.slice/saya-e2e.slice");
+        eventually("the scope has gone", || Ok(!slice.join("pod-placed.scope").exists()))?;
+        fs::remove_dir(&slice)?;
+        fs::remove_dir(hierarchy.join("saya.slice"))?;
+    }
+    Ok(())
 }
 
 fn huge_pages(context: &Context) -> anyhow::Result<()> {

@@ -26,7 +26,16 @@ mount -t proc proc /root-of-lab/proc
 mount -t sysfs sysfs /root-of-lab/sys
 mount -t devtmpfs devtmpfs /root-of-lab/dev
 mount -t tmpfs -o mode=0755 run /root-of-lab/run
-mount -t cgroup2 -o nsdelegate cgroup2 /root-of-lab/sys/fs/cgroup
+if grep -qw saya_lab_cgroup_v1 /proc/cmdline; then
+    mount -t tmpfs -o mode=0755 cgroup /root-of-lab/sys/fs/cgroup
+    for controller in $(sed -n 's/^\([a-z_]*\)\t.*\t1$/\1/p' /proc/cgroups); do
+        mkdir "/root-of-lab/sys/fs/cgroup/$controller"
+        mount -t cgroup -o "$controller" cgroup "/root-of-lab/sys/fs/cgroup/$controller" \
+            || fail "cannot mount cgroup v1's $controller"
+    done
+else
+    mount -t cgroup2 -o nsdelegate cgroup2 /root-of-lab/sys/fs/cgroup
+fi
 
 # The server is a file of the host that a build may replace while the lab runs: take a copy.
 server=$(sed -n 's/.*saya_lab_server=\([^ ]*\).*/\1/p' /proc/cmdline)

@@ -39,6 +39,8 @@ pub(super) struct Description<'a> {
     pub(super) memory_mib: u32,
     /// Count instructions instead of reading the host's clock.
     pub(super) instruction_clock: bool,
+    /// Mount the hierarchies of cgroup v1 instead of v2's.
+    pub(super) cgroup_v1: bool,
 }
 
 /// A raw disk image.
@@ -111,6 +113,9 @@ impl Description<'_> {
         if !self.instruction_clock {
             // The emulated processor's TSC is the host's; calibrating it on a busy host would go wrong.
             line.push_str(&format!(" tsc_early_khz={}", tsc_khz()));
+        }
+        if self.cgroup_v1 {
+            line.push_str(" saya_lab_cgroup_v1");
         }
         line.push_str(&format!(" saya_lab_server={}", self.server.display()));
         line.push_str(&format!(" saya_lab_tmp={}", self.directories_below_tmp().join(",")));

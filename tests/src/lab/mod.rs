@@ -51,6 +51,8 @@ pub struct Request {
     pub on_this_host: bool,
     /// Let the virtual machine's clock count instructions.
     pub instruction_clock: bool,
+    /// Give the virtual machine the cgroups of version 1.
+    pub cgroup_v1: bool,
     /// Take a virtual machine that answers nothing for this long for frozen.
     pub stall_limit: Duration,
     /// End a virtual machine that runs for longer, by the host's clock.
@@ -75,6 +77,7 @@ impl Request {
             memory_mib: 4096,
             on_this_host: host::runs_microvms(),
             instruction_clock: false,
+            cgroup_v1: false,
             stall_limit: Duration::from_secs(60),
             time_limit: None,
             show_console: false,
@@ -191,6 +194,7 @@ fn boot(
         disk,
         memory_mib: request.memory_mib,
         instruction_clock: request.instruction_clock,
+        cgroup_v1: request.cgroup_v1,
     };
     let wishes = Wishes {
         stall_limit: request.stall_limit,
