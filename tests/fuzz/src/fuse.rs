@@ -41,9 +41,10 @@ fn limit_files(bytes: Option<u64>) {
     setrlimit(Resource::Fsize, Rlimit { current: bytes, maximum }).expect("a limit");
 }
 
-fn serve(share: &std::path::Path, input: &[u8]) {
+/// A server's configuration for `share`.
+pub(crate) fn configuration(share: &std::path::Path) -> FsConfig {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let config = FsConfig {
+    FsConfig {
         root: rustix::fs::open(share, flags, Mode::empty()).expect("the share"),
         descriptor_directory: FsConfig::open_descriptor_directory().expect("/proc"),
         tag: "share".into(),
@@ -52,9 +53,12 @@ fn serve(share: &std::path::Path, input: &[u8]) {
         remote_locks: false,
         implicit_opens: false,
         most_inodes: 32,
-    };
-    let mut server =
-        Server::with_budget(config, DescriptorBudget { inodes: 64, handles: 64 }).expect("a server");
+    }
+}
+
+fn serve(share: &std::path::Path, input: &[u8]) {
+    let mut server = Server::with_budget(configuration(share), DescriptorBudget { inodes: 64, handles: 64 })
+        .expect("a server");
     let mut input = Input::new(input);
     for unique in 0..REQUESTS {
         let Some(mut request) = request(&mut input, unique as u64) else { break };

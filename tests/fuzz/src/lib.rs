@@ -7,6 +7,7 @@
     reason = "what it works with is not there: nothing can be tested"
 )]
 
+mod agent;
 mod control;
 mod fuse;
 mod input;
@@ -23,9 +24,12 @@ pub struct Target {
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
+    Target { name: "agent", run: agent::run },
+    Target { name: "configuration", run: saya_shim::fuzzing::configuration },
     Target { name: "control", run: control::run },
     Target { name: "fuse", run: fuse::run },
     Target { name: "mmio", run: mmio::run },
+    Target { name: "spec", run: saya_shim::fuzzing::spec },
 ];
 
 /// The target of that name.

@@ -1,18 +1,31 @@
 //! A virtio device behind its registers, with rings of any content in 16 MiB of guest memory, served by the code that
 //! serves a guest.
 //!
+//! Devices with threads of their own (fs, vsock, net) are given a moment after each notification.
+//!
 //! The first byte chooses the device, and each step has a byte before it: write a register (index, value), write memory
 //! (address, block), set a queue up as a driver would (number, size, three addresses), notify and serve.
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
 use std::sync::{Arc, LazyLock};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use saya_vmm::bus::BusDevice;
 use saya_vmm::devices::virtio::VirtioDevice;
 use saya_vmm::devices::virtio::balloon::Balloon;
+use saya_vmm::devices::virtio::fs::Fs;
 use saya_vmm::devices::virtio::mmio::{MmioTransport, RegisterMemory};
+use saya_vmm::devices::virtio::net::{Net, NetConfig, NetThreads, Offloads, Tap};
 use saya_vmm::devices::virtio::rng::Rng;
+use saya_vmm::devices::virtio::vsock::{UnixSocketConnector, Vsock, VsockConfig};
 use saya_vmm::event_loop::{EventFlags, EventLoop, Handler};
+use saya_vmm::jail::Confinement;
 use saya_vmm::memory::{self, GuestMemory};
+use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -36,7 +49,50 @@ pub(crate) fn run(input: &[u8]) {
     }
 }
 
+/// A share with a file in it.
+fn shared(directory: &Path) -> Fs {
+    std::fs::write(directory.join("f"), b"content").expect("a file");
+    Fs::new(crate::fuse::configuration(directory), &Confinement::none()).expect("the fs device")
+}
+
+fn vsock(directory: &Path) -> Vsock {
+    let base = directory.join("vsock");
+    let listener = UnixListener::bind(&base).expect("a socket");
+    let connector = Box::new(UnixSocketConnector::new(&base));
+    let config = VsockConfig { guest_cid: 3, listener, connector };
+    Vsock::new(config, &Confinement::none()).expect("the vsock device")
+}
+
+/// A tap whose frames nobody reads, and that gives those that the guest has sent.
+struct Loop(UnixDatagram);
+
+impl AsFd for Loop {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Tap for Loop {
+    fn set_offloads(&self, _: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_attached(&self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn net() -> Net {
+    let socket = UnixDatagram::unbound().expect("a socket");
+    socket.set_nonblocking(true).expect("a socket");
+    let threads = NetThreads::start(1, &Confinement::none()).expect("a thread");
+    let taps: Vec<Box<dyn Tap>> = vec![Box::new(Loop(socket))];
+    Net::new(NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, taps, threads }).expect("the net device")
+}
+
 struct Machine {
+    /// The share and the vsock socket, of devices that have one.
+    _files: TempDir,
     event_loop: EventLoop,
     memory: GuestMemory,
     transport: MmioTransport,
@@ -54,13 +110,17 @@ impl Machine {
         let event_loop = EventLoop::new().expect("epoll");
         let memory = MEMORY.clone();
         memory::discard(&memory, GuestAddress(0), MEMORY_MIB << 20).expect("empty memory");
-        let device: Box<dyn VirtioDevice> = match input.byte()? % 2 {
+        let files = tempfile::tempdir().expect("a directory");
+        let device: Box<dyn VirtioDevice> = match input.byte()? % 5 {
             0 => Box::new(Rng::new(event_loop.clone())),
-            _ => Box::new(Balloon::new(event_loop.clone())),
+            1 => Box::new(Balloon::new(event_loop.clone())),
+            2 => Box::new(shared(files.path())),
+            3 => Box::new(vsock(files.path())),
+            _ => Box::new(net()),
         };
         let registers = RegisterMemory::new(1).expect("registers").file(0)?;
         let transport = MmioTransport::new(device, memory.clone(), registers).expect("eventfds");
-        Some(Self { event_loop, memory, transport })
+        Some(Self { _files: files, event_loop, memory, transport })
     }
 
     fn step(&mut self, input: &mut Input<'_>) -> Option<()> {
@@ -118,11 +178,17 @@ impl Machine {
     fn notify(&mut self, queue: usize) {
         let Some(notification) = self.transport.notifications().get(queue) else { return };
         let _ = notification.write(1);
+        // A device with a thread of its own answers by an interrupt, or never.
+        let interrupt = self.transport.interrupt().line();
+        // SAFETY: the eventfd is the transport's and open as long as it.
+        let interrupt = unsafe { BorrowedFd::borrow_raw(interrupt.as_raw_fd()) };
+        let moment = Timespec { tv_sec: 0, tv_nsec: 500_000 };
+        let _ = poll(&mut [PollFd::new(&interrupt, PollFlags::IN)], Some(&moment));
+        let _ = rustix::io::read(interrupt, &mut [0; 8]);
         let ready = Arc::new(Ready(EventFd::new(EFD_NONBLOCK).expect("an eventfd")));
         let _ = ready.0.write(1);
         // SAFETY: the descriptor is open as long as `ready`, which outlives the registration.
-        let descriptor =
-            unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&ready.0)) };
+        let descriptor = unsafe { BorrowedFd::borrow_raw(ready.0.as_raw_fd()) };
         let _registration = self.event_loop.add(descriptor, EventFlags::IN, ready.clone()).expect("epoll");
         let mut turns = 0;
         let served = self.event_loop.run(|| {
