@@ -51,8 +51,11 @@ fn clean_up(flags: &Flags) -> io::Result<u32> {
     let pod = pod_of(flags);
     let directory = PodDirectory::new(&flags.namespace, &pod);
     let Some(record) = Record::read(&directory.record()) else {
-        // No VM was started, or all is gone already.
+        // No VM was started, or all is gone already, but for the socket of a shim that was killed at its very beginning.
         directory.remove()?;
+        if pod == flags.id {
+            socket::remove_abandoned(&socket::path(&flags.address, &flags.namespace, &pod));
+        }
         return Ok(0);
     };
     let pid = record.vmm.map_or(0, |vmm| vmm.pid);

@@ -49,16 +49,24 @@ pub(crate) fn listen(path: &Path) -> io::Result<Socket> {
     }
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
+            if !remove_abandoned(path) {
                 return Ok(Socket::Served);
             }
-            remove(path);
             UnixListener::bind(path).map_err(at)?
         }
         bound => bound.map_err(at)?,
     };
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(at)?;
     Ok(Socket::New(listener))
+}
+
+/// Removes a socket that nobody listens on; `false` when somebody does.
+pub(crate) fn remove_abandoned(path: &Path) -> bool {
+    let abandoned = UnixStream::connect(path).is_err();
+    if abandoned {
+        remove(path);
+    }
+    abandoned
 }
 
 /// Removes the socket at `path`, if it is there.
