@@ -20,6 +20,11 @@ const AGENT: &str = "saya-agent";
 const KERNEL: &str = "vmlinux";
 const INITRAMFS: &str = "initramfs.cpio";
 
+/// The files that are built, the kernel's among them if it is wanted.
+pub(crate) fn names(kernel: bool) -> impl Iterator<Item = &'static str> {
+    [SHIM, INITRAMFS].into_iter().chain(kernel.then_some(KERNEL))
+}
+
 /// Which parts to build, and how.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Options {

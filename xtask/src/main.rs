@@ -3,6 +3,7 @@
 mod artifacts;
 mod fuzz;
 mod lab;
+mod reproduce;
 mod setup;
 mod shows;
 mod test;
@@ -35,6 +36,8 @@ enum Subcommands {
     Bench(shows::BenchOptions),
     /// Feed parts of Saya with inputs that a fuzzer makes up.
     Fuzz(fuzz::Options),
+    /// Build what is committed twice, in two places, and compare the results.
+    Reproduce(reproduce::Options),
     /// Install what this machine lacks for building and testing.
     Setup,
     /// Build the shim, the agent, the guest kernel and the initramfs.
@@ -63,6 +66,7 @@ fn run(command: &Subcommands) -> Result<ExitCode> {
         Subcommands::Demo(options) => shows::demo(options),
         Subcommands::Bench(options) => shows::bench(options),
         Subcommands::Fuzz(options) => fuzz::run(options),
+        Subcommands::Reproduce(options) => reproduce::run(options),
         Subcommands::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Subcommands::Build(options) => artifacts::build(options).map(|()| ExitCode::SUCCESS),
     }
