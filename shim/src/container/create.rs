@@ -14,7 +14,7 @@ use super::{exit, hooks};
 use crate::events::Event;
 use crate::identifier;
 use crate::io::{HostEnds, ProcessIo, Stdio, StdioError};
-use crate::mount;
+use crate::mount::{self, Binding};
 use crate::pod::agent::no_timeout;
 use crate::pod::directory::ContainerPlaces;
 use crate::spec::mounts::{self, Volume};
@@ -241,7 +241,8 @@ async fn lay_out(
 }
 
 fn mount_root_directory(root: &Path, target: &Path) -> Result<(), String> {
-    mount::bind(root, target, true, false).map_err(|error| format!("root.path {}: {error}", root.display()))
+    let whole = Binding { recursive: true, ..Binding::default() };
+    mount::bind(root, target, &whole).map_err(|error| format!("root.path {}: {error}", root.display()))
 }
 
 impl Tasks {

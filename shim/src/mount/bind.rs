@@ -12,38 +12,63 @@ use std::path::Path;
 use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-/// Binds `source` to `target` as a private mount: what is mounted below one later does not appear below the other. It
-/// takes no devices and no set-id bits; the guest, which has its own, is not concerned.
+use super::user_namespace::{self, IdMapping};
+
+/// How something is bound.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Binding {
+    /// Whether mounts below the source come along.
+    pub(crate) recursive: bool,
+    /// Whether nobody can write. Mounts below keep their own, as mount(8) has it.
+    pub(crate) read_only: bool,
+    /// Whether what the host mounts below the source later appears too. What is mounted below the target never appears
+    /// below the source.
+    pub(crate) slave: bool,
+    /// Whose the files are, if not those that the file system says.
+    pub(crate) mapping: Option<IdMapping>,
+}
+
+/// Binds `source` to `target`. The mount takes no devices and no set-id bits; the guest, which has its own, is not
+/// concerned.
 ///
 /// # Errors
 /// What open_tree(2), mount_setattr(2) or move_mount(2) returned.
-pub(crate) fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> io::Result<()> {
-    bind_with(source, target, recursive, read_only, MountPropagationFlags::PRIVATE)
-}
-
-/// As [`bind`], but what the host mounts below `source` later appears below `target` too.
-///
-/// # Errors
-/// As [`bind`].
-pub(crate) fn bind_slave(source: &Path, target: &Path, recursive: bool, read_only: bool) -> io::Result<()> {
-    bind_with(source, target, recursive, read_only, MountPropagationFlags::DOWNSTREAM)
-}
-
-fn bind_with(
-    source: &Path,
-    target: &Path,
-    recursive: bool,
-    read_only: bool,
-    propagation: MountPropagationFlags,
-) -> io::Result<()> {
-    let tree = clone_tree(source, recursive)?;
-    let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    set_attributes(&tree, recursive, attributes, propagation)?;
-    if read_only {
-        // As mount(8) has it: what is mounted below keeps its own.
-        set_attributes(&tree, false, libc::MOUNT_ATTR_RDONLY, MountPropagationFlags::empty())?;
+pub(crate) fn bind(source: &Path, target: &Path, binding: &Binding) -> io::Result<()> {
+    let tree = clone_tree(source, binding.recursive)?;
+    let propagation =
+        if binding.slave { MountPropagationFlags::DOWNSTREAM } else { MountPropagationFlags::PRIVATE };
+    let mut all = unchanged();
+    all.attr_set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    all.propagation = propagation.bits().into();
+    set_attributes(&tree, binding.recursive, &all)?;
+    if binding.read_only {
+        let read_only = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, ..unchanged() };
+        set_attributes(&tree, false, &read_only)?;
+    }
+    if let Some(mapping) = &binding.mapping {
+        map(&tree, mapping)?;
     }
     Ok(move_mount(tree.as_fd(), c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+fn map(tree: &OwnedFd, mapping: &IdMapping) -> io::Result<()> {
+    let named = |what: &str| {
+        let what = what.to_owned();
+        move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"))
+    };
+    let namespace = user_namespace::make(mapping).map_err(named("uidMappings and gidMappings"))?;
+    let mapped = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        userns_fd: u64::try_from(namespace.as_raw_fd()).unwrap_or_default(),
+        ..unchanged()
+    };
+    set_attributes(tree, mapping.recursive, &mapped)
+        .map_err(named("an idmapped mount, which its file system on this host must support"))
+}
+
+/// A change of nothing.
+fn unchanged() -> libc::mount_attr {
+    libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: 0, userns_fd: 0 }
 }
 
 fn clone_tree(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
@@ -52,18 +77,7 @@ fn clone_tree(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, source, flags)?)
 }
 
-fn set_attributes(
-    tree: &OwnedFd,
-    recursive: bool,
-    attributes: u64,
-    propagation: MountPropagationFlags,
-) -> io::Result<()> {
-    let change = libc::mount_attr {
-        attr_set: attributes,
-        attr_clr: 0,
-        propagation: propagation.bits().into(),
-        userns_fd: 0,
-    };
+fn set_attributes(tree: &OwnedFd, recursive: bool, change: &libc::mount_attr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a C string and the structure as large as it is said to be; both live through the call.
     let result = unsafe {
@@ -72,7 +86,7 @@ fn set_attributes(
             tree.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const change,
+            &raw const *change,
             size_of::<libc::mount_attr>(),
         )
     };

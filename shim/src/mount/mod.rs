@@ -3,6 +3,7 @@
 mod bind;
 mod options;
 mod overlay;
+mod user_namespace;
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +13,9 @@ use std::{fs, io};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
-pub(crate) use bind::{bind, bind_slave};
+pub(crate) use bind::{Binding, bind};
 use options::Options;
+pub(crate) use user_namespace::IdMapping;
 
 /// The most bytes that mount(2) takes as data, its end included: one page.
 const DATA_MAX: usize = 4096;
@@ -108,7 +110,8 @@ impl Request {
         if options.flags.contains(MountFlags::BIND) || self.kind == "bind" {
             let recursive = options.flags.contains(MountFlags::REC);
             let read_only = options.flags.contains(MountFlags::RDONLY);
-            return bind(Path::new(&self.source), target, recursive, read_only).map_err(refused);
+            let binding = Binding { recursive, read_only, ..Binding::default() };
+            return bind(Path::new(&self.source), target, &binding).map_err(refused);
         }
         if options.data.len() < DATA_MAX {
             return mount(&self.source, target, &self.kind, options.flags, &options.data).map_err(refused);

@@ -22,7 +22,7 @@ use std::{fs, io};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
-use crate::mount;
+use crate::mount::{self, Binding};
 
 /// Where all pods' directories are.
 pub(crate) const STATE_ROOT: &str = "/run/saya";
@@ -74,7 +74,7 @@ impl PodDirectory {
             fs::DirBuilder::new().mode(0o755).create(&directory).map_err(at(&directory))?;
         }
         let share = self.share();
-        mount::bind(&self.tree(), &share, false, false).map_err(at(&share))?;
+        mount::bind(&self.tree(), &share, &Binding::default()).map_err(at(&share))?;
         mount::change_propagation(&share, MountPropagationFlags::SHARED, false).map_err(at(&share))?;
         let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         mount::remount_bind(&share, flags).map_err(at(&share))

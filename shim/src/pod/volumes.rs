@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::directory::PodDirectory;
-use crate::mount;
+use crate::mount::{self, Binding};
 use crate::spec::mounts::Volume;
 
 /// The volumes that are mounted.
@@ -43,9 +43,7 @@ struct Origin {
     inode: u64,
     /// Mounts below it, which a recursive bind takes along.
     submounts: Vec<PathBuf>,
-    recursive: bool,
-    read_only: bool,
-    slave: bool,
+    binding: Binding,
 }
 
 impl Origin {
@@ -54,16 +52,14 @@ impl Origin {
         let metadata = std::fs::metadata(&source)?;
         let mount = statx(CWD, &source, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
         // A file has nothing below it, and what is mounted on it is `mount`.
-        let takes_submounts = volume.recursive && volume.directory;
+        let takes_submounts = volume.binding.recursive && volume.directory;
         let submounts = if takes_submounts { mount::mounts_below(&source)? } else { Vec::new() };
         Ok(Self {
             mount,
             device: metadata.dev(),
             inode: metadata.ino(),
             submounts,
-            recursive: volume.recursive,
-            read_only: volume.read_only,
-            slave: volume.slave,
+            binding: volume.binding.clone(),
         })
     }
 }
@@ -99,8 +95,7 @@ impl Volumes {
 
     fn mount(&self, name: &str, volume: &Volume) -> io::Result<()> {
         let target = self.directory.create_volume(name, volume.directory)?;
-        let bind = if volume.slave { mount::bind_slave } else { mount::bind };
-        bind(&volume.source, &target, volume.recursive, volume.read_only)
+        mount::bind(&volume.source, &target, &volume.binding)
     }
 
     /// Unmounts what only this container had, and gives the names. What cannot be unmounted is told of in the log, and
@@ -133,9 +128,7 @@ mod tests {
             source: source.to_owned(),
             mount: 0,
             directory: true,
-            recursive: true,
-            read_only,
-            slave: false,
+            binding: Binding { recursive: true, read_only, ..Binding::default() },
         }
     }
 

@@ -8,6 +8,8 @@ use saya_agent_api::SHARE_PATH;
 use serde_json::{Map, Value};
 
 use super::devices;
+use super::mappings::{self, MappingError};
+use crate::mount::{Binding, IdMapping};
 
 /// The most mounts that a container may have.
 const MOUNTS_MAX: usize = 2048;
@@ -58,12 +60,8 @@ pub(crate) struct Volume {
     pub(crate) mount: usize,
     /// Whether it is a directory, and not a file.
     pub(crate) directory: bool,
-    /// Whether mounts below the source come along.
-    pub(crate) recursive: bool,
-    /// Whether the guest may only read.
-    pub(crate) read_only: bool,
-    /// Whether mounts that the host makes below the source later appear too.
-    pub(crate) slave: bool,
+    /// How it is bound.
+    pub(crate) binding: Binding,
 }
 
 /// A mount that the guest cannot have.
@@ -110,6 +108,14 @@ pub(crate) enum MountError {
         /// The type.
         kind: String,
     },
+    /// Mappings of ids that are none.
+    #[error("mount at {destination:?}: {error}")]
+    Mapping {
+        /// Where it should go.
+        destination: String,
+        /// What is wrong with them.
+        error: MappingError,
+    },
     /// Mounts that the guest makes cannot reach the host.
     #[error(
         "mount at {destination:?}: option {option:?} is not supported: mounts made in the virtual machine cannot reach the host"
@@ -133,6 +139,7 @@ pub(crate) fn translate(
     bundle: &Path,
     inspect: &dyn Fn(&Path) -> io::Result<SourceKind>,
 ) -> Result<Vec<Volume>, MountError> {
+    let container = mappings::of_container(spec);
     let mounts = match spec.get_mut("mounts") {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Array(mounts)) => mounts,
@@ -153,7 +160,11 @@ pub(crate) fn translate(
             Source::InGuest(path) => {
                 mount.insert("source".into(), Value::String(path.to_owned()));
             }
-            Source::Volume { source, directory } => volumes.push(view.volume(source, directory, index)?),
+            Source::Volume { source, directory } => {
+                let mapping = mappings::take(mount, &container)
+                    .map_err(|error| MountError::Mapping { destination: view.destination.clone(), error })?;
+                volumes.push(view.volume(source, directory, index, mapping)?);
+            }
         }
         mount.insert("type".into(), Value::String("bind".into()));
     }
@@ -250,21 +261,26 @@ impl View {
         }
     }
 
-    fn volume(&self, source: PathBuf, directory: bool, index: usize) -> Result<Volume, MountError> {
+    fn volume(
+        &self,
+        source: PathBuf,
+        directory: bool,
+        index: usize,
+        mapping: Option<IdMapping>,
+    ) -> Result<Volume, MountError> {
         if let Some(option) = ["shared", "rshared"].into_iter().find(|option| self.has(option)) {
             return Err(MountError::SharedPropagation {
                 destination: self.destination.clone(),
                 option: option.to_owned(),
             });
         }
-        Ok(Volume {
-            source,
-            mount: index,
-            directory,
+        let binding = Binding {
             recursive: self.has("rbind"),
             read_only: self.has("ro") || self.has("rro"),
             slave: self.has("slave") || self.has("rslave"),
-        })
+            mapping,
+        };
+        Ok(Volume { source, mount: index, directory, binding })
     }
 }
 
@@ -303,9 +319,7 @@ mod tests {
                 source: "/srv/data".into(),
                 mount: 0,
                 directory: true,
-                recursive: true,
-                read_only: true,
-                slave: true,
+                binding: Binding { recursive: true, read_only: true, slave: true, mapping: None },
             }]
         );
         let mut guest = json!({"mounts": after});
@@ -319,7 +333,8 @@ mod tests {
         let mounts = json!([{"destination": "/f", "source": "conf", "options": ["bind"]}]);
         let (volumes, _) = run(mounts, SourceKind::File).unwrap();
         assert_eq!(volumes[0].source, Path::new("/bundle/conf"));
-        assert!(!volumes[0].directory && !volumes[0].recursive && !volumes[0].read_only);
+        assert!(!volumes[0].directory);
+        assert_eq!(volumes[0].binding, Binding::default());
     }
 
     #[test]

@@ -145,16 +145,21 @@ fn cases() -> Vec<Case> {
         ),
         in_vain(
             "/mounts",
+            mounts(json!({"destination": "/x", "type": "tmpfs", "options": ["idmap"]})),
+            "idmap",
+        ),
+        wrong(
+            "/mounts",
             mounts(
                 json!({"destination": "/x", "type": "bind", "source": "/tmp", "options": ["bind", "idmap"]}),
             ),
             "idmap",
         ),
-        in_vain(
+        wrong(
             "/mounts",
             mounts(json!({"destination": "/x", "type": "bind", "source": "/tmp",
             "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]})),
-            "uidMappings",
+            "gidMappings",
         ),
         wrong("/linux/namespaces", namespaces(json!({"type": "quantum"})), "\"quantum\""),
         wrong("/linux/namespaces", namespaces(json!({"type": "pid"})), "twice"),
@@ -193,6 +198,12 @@ fn cases() -> Vec<Case> {
         in_vain("/linux/resources/memory", json!({"disableOOMKiller": true}), "memory.disableOOMKiller"),
         in_vain("/linux/resources/cpu", json!({"realtimeRuntime": 1000}), "cpu.realtimeRuntime"),
         in_vain("/linux/resources/blockIO", json!({"leafWeight": 100}), "blockIO.leafWeight"),
+        in_vain(
+            "/linux/resources/blockIO",
+            json!({"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1000}]}),
+            "blockIO.throttleReadBpsDevice",
+        ),
+        in_vain("/linux/seccomp", seccomp(json!({"listenerMetadata": "words"})), "listenerMetadata"),
         in_vain("/linux/resources/network", json!({"classID": 5}), "network.classID"),
         wrong("/linux/resources/unified", json!({"../x": "1"}), "unified"),
         in_vain("/linux/resources/hugepageLimits", json!([{"pageSize": "3MB", "limit": 4096}]), "3MB"),
