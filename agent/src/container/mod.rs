@@ -2,6 +2,8 @@
 
 pub(crate) mod cgroup;
 pub(crate) mod channel;
+#[cfg(test)]
+mod every_field;
 pub(crate) mod plan;
 pub(crate) mod seccomp;
 mod setup;

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{
-    LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice,
-};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
 
 use crate::error::SpecError;
 
@@ -120,40 +118,15 @@ impl Settings {
     }
 
     fn block_io(&mut self, io: &LinuxBlockIo) -> Result<(), SpecError> {
-        let devices = io.weight_device().as_deref().unwrap_or_default();
-        let leaf =
-            io.leaf_weight().into_iter().chain(devices.iter().filter_map(LinuxWeightDevice::leaf_weight));
-        if leaf.into_iter().any(|weight| weight != 0) {
+        if io.leaf_weight().is_some_and(|weight| weight != 0) {
             return Err(not_supported("blockIO.leafWeight", "cgroup v2 has no leaf weights"));
         }
+        refuse_block_devices(io)?;
         if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-            self.add(
-                "blockIO.weight",
-                "io.weight",
-                format!("default {}", io_weight("blockIO.weight", weight)?),
-            );
+            let weight = io_weight("blockIO.weight", weight)?;
+            self.add("blockIO.weight", "io.weight", format!("default {weight}"));
         }
-        for device in devices {
-            if let Some(weight) = device.weight() {
-                let weight = io_weight("blockIO.weightDevice", weight)?;
-                let value = format!("{}:{} {weight}", device.major(), device.minor());
-                self.add("blockIO.weightDevice", "io.weight", value);
-            }
-        }
-        self.throttle("throttleReadBpsDevice", "rbps", io.throttle_read_bps_device().as_deref());
-        self.throttle("throttleWriteBpsDevice", "wbps", io.throttle_write_bps_device().as_deref());
-        self.throttle("throttleReadIOPSDevice", "riops", io.throttle_read_iops_device().as_deref());
-        self.throttle("throttleWriteIOPSDevice", "wiops", io.throttle_write_iops_device().as_deref());
         Ok(())
-    }
-
-    fn throttle(&mut self, field: &str, key: &str, devices: Option<&[LinuxThrottleDevice]>) {
-        for device in devices.unwrap_or_default() {
-            // 0 lifts the limit, as in cgroup v1.
-            let rate = if device.rate() == 0 { "max".to_owned() } else { device.rate().to_string() };
-            let value = format!("{}:{} {key}={rate}", device.major(), device.minor());
-            self.add(&format!("blockIO.{field}"), "io.max", value);
-        }
     }
 
     fn huge_pages(&mut self, resources: &LinuxResources) -> Result<(), SpecError> {
@@ -257,6 +230,24 @@ fn swap_alone(memory: &LinuxMemory) -> Result<Option<String>, SpecError> {
     }
 }
 
+/// Limits of single devices, which the spec has by the host's numbers: a number may be another device's in the guest.
+fn refuse_block_devices(io: &LinuxBlockIo) -> Result<(), SpecError> {
+    fn some<T>(devices: &Option<Vec<T>>) -> bool {
+        devices.as_ref().is_some_and(|devices| !devices.is_empty())
+    }
+    let table = [
+        ("blockIO.weightDevice", some(io.weight_device())),
+        ("blockIO.throttleReadBpsDevice", some(io.throttle_read_bps_device())),
+        ("blockIO.throttleWriteBpsDevice", some(io.throttle_write_bps_device())),
+        ("blockIO.throttleReadIOPSDevice", some(io.throttle_read_iops_device())),
+        ("blockIO.throttleWriteIOPSDevice", some(io.throttle_write_iops_device())),
+    ];
+    match table.iter().find(|(_, set)| *set) {
+        Some((field, _)) => Err(not_supported(field, "the guest has none of the host's block devices")),
+        None => Ok(()),
+    }
+}
+
 fn refuse_network(resources: &LinuxResources) -> Result<(), SpecError> {
     let Some(network) = resources.network() else {
         return Ok(());
@@ -326,10 +317,6 @@ mod tests {
             (r#"{"blockIO":{"weight":10}}"#, vec![("io.weight", "default 1")]),
             (r#"{"blockIO":{"weight":1000}}"#, vec![("io.weight", "default 10000")]),
             (
-                r#"{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1000}]}}"#,
-                vec![("io.max", "8:0 rbps=1000")],
-            ),
-            (
                 r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4}]}"#,
                 vec![("hugetlb.2MB.max", "4"), ("hugetlb.2MB.rsvd.max", "4")],
             ),
@@ -359,6 +346,10 @@ mod tests {
             (r#"{"cpu":{"realtimeRuntime":5}}"#, "linux.resources.cpu.realtimeRuntime: not supported"),
             (r#"{"blockIO":{"weight":5}}"#, "linux.resources.blockIO.weight: is 5"),
             (r#"{"blockIO":{"leafWeight":50}}"#, "linux.resources.blockIO.leafWeight: not supported"),
+            (
+                r#"{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1000}]}}"#,
+                "linux.resources.blockIO.throttleReadBpsDevice: not supported",
+            ),
             (r#"{"network":{"classID":5}}"#, "linux.resources.network.classID: not supported"),
             (r#"{"unified":{"../x.y":"1"}}"#, "linux.resources.unified[\"../x.y\"]: is not"),
             (

@@ -176,6 +176,13 @@ impl Cgroup {
 }
 
 /// Lets the cgroups below `directory` use every controller that it can pass on.
+/// All that is set for `resources`, as text.
+#[cfg(test)]
+pub(crate) fn outcome(resources: &LinuxResources) -> std::result::Result<String, SpecError> {
+    let rules = resources.devices().as_deref().unwrap_or_default();
+    Ok(format!("{:?} {:?}", limits::settings(resources)?, devices::instructions(rules)?))
+}
+
 fn enable_controllers(directory: &Path) -> Result<()> {
     let available = fs::read_to_string(directory.join("cgroup.controllers"))
         .action(|| format!("read {}/cgroup.controllers", directory.display()))?;

@@ -118,6 +118,7 @@ impl ContainerPlan {
     pub(crate) fn from_spec(id: &str, spec: &Spec, terminal: Option<WindowSize>) -> Result<Self, SpecError> {
         check_version(spec.version())?;
         refuse_other_systems(spec)?;
+        refuse_misplaced_mappings(spec)?;
         let root = spec.root().as_ref().ok_or_else(|| SpecError::invalid("root", "is missing"))?;
         let process = spec.process().as_ref().ok_or_else(|| SpecError::invalid("process", "is missing"))?;
         let linux = spec.linux().as_ref().ok_or_else(|| SpecError::invalid("linux", "is missing"))?;
@@ -163,6 +164,17 @@ fn check_version(version: &str) -> Result<(), SpecError> {
         return Ok(());
     }
     Err(SpecError::invalid("ociVersion", format!("is {version:?}; versions 1.x.y are understood")))
+}
+
+#[allow(deprecated, reason = "no version of the spec has the fields, but their library would take them")]
+fn refuse_misplaced_mappings(spec: &Spec) -> Result<(), SpecError> {
+    let fields = [("uidMappings", spec.uid_mappings()), ("gidMappings", spec.gid_mappings())];
+    match fields.iter().find(|(_, mappings)| mappings.is_some()) {
+        Some((field, _)) => {
+            Err(SpecError::invalid(*field, "is no field of the spec; linux and each of mounts have one"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn refuse_other_systems(spec: &Spec) -> Result<(), SpecError> {

@@ -107,6 +107,10 @@ fn refuse_listener(seccomp: &LinuxSeccomp) -> Result<(), SpecError> {
         let problem = "the listener would be outside the guest, where its calls mean nothing";
         return Err(SpecError::not_supported(format!("{FIELD}.listenerPath"), problem));
     }
+    if seccomp.listener_metadata().as_ref().is_some_and(|metadata| !metadata.is_empty()) {
+        let problem = "there is no listener that could read it";
+        return Err(SpecError::not_supported(format!("{FIELD}.listenerMetadata"), problem));
+    }
     Ok(())
 }
 

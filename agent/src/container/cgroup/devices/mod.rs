@@ -8,13 +8,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use oci_spec::runtime::LinuxDeviceCgroup;
 
 use self::rules::Rule;
-use crate::error::{Action, Result};
+use crate::error::{Action, Result, SpecError};
 use crate::sys::bpf;
 
 /// The program that is on a cgroup now.
 #[derive(Debug)]
 pub(crate) struct DeviceFilter {
     program: OwnedFd,
+}
+
+/// The program for `rules`.
+pub(super) fn instructions(
+    rules: &[LinuxDeviceCgroup],
+) -> std::result::Result<Vec<bpf::Instruction>, SpecError> {
+    program::compile(&Rule::all_from_spec(rules)?)
 }
 
 impl DeviceFilter {
@@ -24,9 +31,7 @@ impl DeviceFilter {
         rules: &[LinuxDeviceCgroup],
         earlier: Option<&Self>,
     ) -> Result<Self> {
-        let rules = Rule::all_from_spec(rules)?;
-        let instructions = program::compile(&rules)?;
-        let program = bpf::load_device_program(&instructions)
+        let program = bpf::load_device_program(&instructions(rules)?)
             .action(|| "load the program for linux.resources.devices".to_owned())?;
         let earlier = earlier.map(|earlier| earlier.program.as_fd());
         bpf::attach_device_program(cgroup.as_fd(), program.as_fd(), earlier)
