@@ -29,6 +29,9 @@ struct Options {
     /// The long forms of the tests that have one: more repetitions, and whatever CI has no time for.
     #[arg(long)]
     long: bool,
+    /// Only tell what is made in this directory: the tests run that inside a container.
+    #[arg(long, hide = true)]
+    watch: Option<PathBuf>,
     /// Check this one test in this process.
     #[arg(long)]
     run: Option<String>,
@@ -39,6 +42,9 @@ fn main() -> anyhow::Result<ExitCode> {
     if options.list {
         e2e::all().iter().for_each(|test| println!("{}", test.name));
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(directory) = &options.watch {
+        return e2e::watch::print_names(directory).map(|()| ExitCode::SUCCESS);
     }
     if let Some(name) = &options.run {
         return Ok(match runner::run_here(name, &options.runtime, options.long)? {

@@ -24,6 +24,7 @@ mod silent_guest;
 mod stdio;
 mod task_api;
 mod terminal;
+pub mod watch;
 mod workloads;
 
 use context::Context;

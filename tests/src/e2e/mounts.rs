@@ -1,12 +1,14 @@
 //! Mounts in all their forms, and what cannot be mounted.
 
+use std::env;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
+use containerd_shim_protos::api::DeleteResponse;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
@@ -16,11 +18,14 @@ use serde_json::{Value, json};
 use super::Test;
 use super::context::{BUSYBOX, Context, Ended, ImageRoot, REDIS, bind, eventually};
 use super::task_api::Task;
+use super::watch::{LAST, WATCHING};
+use crate::ctr::finish;
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "mounts_of_every_form_are_as_the_spec_says", check: forms },
     Test { name: "a_host_mount_below_an_rslave_bind_appears_in_the_running_container", check: propagation },
     Test { name: "sockets_and_fifos_in_a_volume_join_two_containers_of_one_pod", check: between_containers },
+    Test { name: "the_files_of_an_idmapped_mount_are_whose_it_says", check: idmapped },
     Test { name: "sockets_devices_and_file_systems_of_the_host_are_refused_by_name", check: refused },
 ];
 
@@ -66,13 +71,14 @@ fn forms(context: &Context) -> anyhow::Result<()> {
         fs::write(host.join(file), format!("{file}\n"))?;
     }
     fs::write(host.join("plain/program"), "#!/bin/sh\necho ran\n")?;
-    std::os::unix::fs::chown(host.join("plain/program"), Some(0), Some(0))?;
-    fs::set_permissions(host.join("plain/program"), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    chown(host.join("plain/program"), Some(0), Some(0))?;
+    fs::set_permissions(host.join("plain/program"), PermissionsExt::from_mode(0o755))?;
     let below = HostMount::tmpfs(&host.join("tree/below"))?;
     fs::write(host.join("tree/below/mounted"), "mounted\n")?;
     fs::create_dir_all(context.scratch.join("root/real"))?;
     symlink("real", context.scratch.join("root/alias"))?;
 
+    let (of_this_program, program) = this_program()?;
     let mounts = [
         bind_of(&host.join("outer"), "/outer", &["rbind", "rw"]),
         bind_of(&host.join("inner"), "/outer/inner-place", &["bind", "ro"]),
@@ -86,6 +92,7 @@ fn forms(context: &Context) -> anyhow::Result<()> {
     let container = root.start(context, "forms", &["sleep", "3600"], |spec| {
         if let Some(list) = spec.pointer_mut("/mounts").and_then(Value::as_array_mut) {
             list.extend(mounts);
+            list.extend(of_this_program);
         }
     })?;
     let task = Task::of("forms")?;
@@ -118,6 +125,7 @@ fn forms(context: &Context) -> anyhow::Result<()> {
     fs::write(host.join("outer/late"), "late\n")?;
     ensure!(shell("late", "cat /outer/late; rm /outer/late")? == "late\n", "the late file");
     ensure!(!host.join("outer/late").exists(), "a file removed in the container stays on the host");
+    inotify(context, &task, &program, &host.join("outer"))?;
 
     let tmpfs = shell("tmpfs", "stat -c %a /small; df -k /small /dev/shm | awk 'NR>1{print $2}'")?;
     ensure!(tmpfs == "711\n64\n65536\n", "{tmpfs:?}");
@@ -131,6 +139,86 @@ fn forms(context: &Context) -> anyhow::Result<()> {
     ensure!(masked == "0\n0\n", "{masked:?}");
     container.remove()?;
     drop(below);
+    Ok(())
+}
+
+fn idmapped(context: &Context) -> anyhow::Result<()> {
+    context.for_ours_alone("runc 1.1 knows no idmapped mounts")?;
+    // Not every file system can: tmpfs not before Linux 6.3.
+    let (image, source) = (context.scratch.join("ext4"), context.scratch.join("source"));
+    fs::File::create(&image)?.set_len(8 << 20)?;
+    finish(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
+    fs::create_dir(&source)?;
+    finish(Command::new("mount").args(["-o", "loop"]).args([&image, &source]))?;
+    let mounted = HostMount(source.clone());
+    for (name, owner) in [("of-root", 0), ("of-seven", 7)] {
+        fs::write(source.join(name), name)?;
+        chown(source.join(name), Some(owner), Some(owner))?;
+    }
+    fs::set_permissions(&source, PermissionsExt::from_mode(0o777))?;
+
+    let root = ImageRoot::mount(BUSYBOX, context.scratch.join("root"))?;
+    let mut mapped = bind_of(&source, "/mapped", &["rbind", "idmap"]);
+    mapped["uidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    mapped["gidMappings"] = json!([{"containerID": 0, "hostID": 200_000, "size": 1000}]);
+    let container = root.start(context, "idmapped", &["sleep", "3600"], |spec| {
+        if let Some(list) = spec.pointer_mut("/mounts").and_then(Value::as_array_mut) {
+            list.extend([mapped, bind_of(&source, "/plain", &["rbind"])]);
+        }
+    })?;
+    let task = Task::of("idmapped")?;
+    let owners = |exec: &str, names: &str| {
+        task.shell(exec, &context.scratch, &format!("cd /; stat -c '%u:%g' {names} | xargs"))
+    };
+    let seen = owners("owners", "mapped/of-root mapped/of-seven plain/of-root plain/of-seven")?;
+    ensure!(seen == "100000:200000 100007:200007 0:0 7:7\n", "{seen:?}");
+    // What a mapped user makes belongs to whom it is on the host.
+    let made = json!({"args": ["touch", "/mapped/made"], "user": {"uid": 100_008, "gid": 200_009}});
+    let (status, text) = task.exec("touch", &context.scratch, &made)?;
+    ensure!(status == 0, "a mapped user cannot write: {text:?}");
+    let made = fs::metadata(source.join("made"))?;
+    ensure!((made.uid(), made.gid()) == (8, 9), "the host has {}:{}", made.uid(), made.gid());
+    // And whom the mapping does not know cannot make anything.
+    let (status, text) =
+        task.exec("stranger", &context.scratch, &json!({"args": ["sh", "-c", "touch /mapped/other 2>&1"]}))?;
+    ensure!(status != 0 && text.contains("too large"), "status {status}: {text:?}");
+    container.remove()?;
+    drop(mounted);
+    Ok(())
+}
+
+/// Mounts by which this very program runs in a container, and the command: its libraries are the host's.
+fn this_program() -> anyhow::Result<([Value; 2], [&'static str; 4])> {
+    let mounts = [
+        bind_of(Path::new("/usr/lib/x86_64-linux-gnu"), "/lib", &["rbind", "ro"]),
+        bind_of(&env::current_exe()?, "/e2e", &["bind", "ro"]),
+    ];
+    Ok((mounts, ["/lib/ld-linux-x86-64.so.2", "--library-path", "/lib", "/e2e"]))
+}
+
+/// Who watches a volume is told what the pod does, and what the host does only where both have one kernel; it is there
+/// to be read all the same. `volume` is the host's directory at `/outer`.
+fn inotify(context: &Context, task: &Task, program: &[&str], volume: &Path) -> anyhow::Result<()> {
+    let shell = |exec: &str, script: &str| task.shell(exec, &context.scratch, script);
+    let told = context.scratch.join("told");
+    fs::write(&told, "")?;
+    let arguments = [program, &["--watch", "/outer"]].concat();
+    task.start_exec("watch", &json!({"args": arguments}), Some(&told))?;
+    eventually("somebody watches", || Ok(fs::read_to_string(&told)?.contains(WATCHING)))?;
+    shell("by-pod", "touch /outer/by-pod")?;
+    fs::write(volume.join("by-host"), "")?;
+    let mut tries = 0;
+    eventually("the host's file is there", || {
+        tries += 1;
+        Ok(shell(&format!("seen-{tries}"), "ls /outer")?.contains("by-host"))
+    })?;
+    // Events have an order: what was not told before the last one is not told.
+    shell("last", &format!("touch /outer/{LAST}"))?;
+    let ended = task.wait("watch")?;
+    let _: DeleteResponse = task.expect("Delete", &task.delete_request("watch"))?;
+    let events = fs::read_to_string(&told)?;
+    ensure!(ended.exit_status == 0 && events.contains("by-pod"), "{ended:?}: {events:?}");
+    ensure!(events.contains("by-host") == context.is_control(), "{events:?}");
     Ok(())
 }
 
