@@ -65,8 +65,12 @@ fn clean_up(flags: &Flags) -> io::Result<u32> {
         directory.container(&flags.id).remove()?;
         return Ok(pid);
     }
-    if record.ending && record.shim.is_some_and(|shim| !shim.ends_within(ENDING_PATIENCE)) {
-        return Ok(pid);
+    if record.ending {
+        let ended = record.shim.is_none_or(|shim| shim.ends_within(ENDING_PATIENCE));
+        // Only a shim that was killed at it leaves its record. Another record is of another pod of the same name.
+        if !ended || Record::read(&directory.record()).as_ref() != Some(&record) {
+            return Ok(pid);
+        }
     }
     if record.shim.is_some_and(|shim| !shim.end(SHIM_PATIENCE)) {
         return Err(io::Error::other(format!("the shim of pod {pod} does not end")));
