@@ -110,6 +110,9 @@ fn own_identity(context: &Context) -> anyhow::Result<()> {
     let (status, text) = task.exec("own", &context.scratch, &changes)?;
     let expected = "CapInh:\t0000000000000000\nCapPrm:\t0000000000000020\nCapEff:\t0000000000000020\n\
         CapBnd:\t0000000000002020\nCapAmb:\t0000000000000000\n77\n99\n0\nhazel\n5 7 9\n/usr\n";
+    // Go raises a process's limit of files when it starts, and runc 1.1's sets that of an exec while it does (runc's issue
+    // 4195): sometimes it comes out as the hard one.
+    let text = if context.is_control() { text.replacen("\n99\n99\n", "\n77\n99\n", 1) } else { text };
     ensure!(status == 0 && text == expected, "status {status}, printed {text:?}");
 
     let absent = task.start_exec("absent", &json!({"args": ["pwd"], "cwd": "/no/place"}), None);
