@@ -113,7 +113,7 @@ async fn a_stream_that_nobody_opens_fails_the_creation() {
         common::message(&error),
         (
             ttrpc::Code::DEADLINE_EXCEEDED,
-            "no stream 18446744073709551615 has connected within 10 s".to_owned()
+            "no stream 18446744073709551615 has connected within 30 s".to_owned()
         )
     );
     assert!(!machine.cgroup().join("default").exists(), "the cgroup stays behind");

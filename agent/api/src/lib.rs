@@ -35,7 +35,7 @@ pub const READY_PORT: u32 = 1024;
 pub const READY_LINE_LIMIT: usize = 512;
 
 /// How long the agent waits for a stream that a request named and that has not connected yet.
-pub const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
+pub const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the agent mounts the virtio-fs share. The shim writes paths below it into the specs it translates.
 pub const SHARE_PATH: &str = "/run/saya/share";
