@@ -216,6 +216,7 @@ fn cpus_named(list: &str) -> Result<u64, SizeError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -295,5 +296,34 @@ mod tests {
         let spec = json!({"annotations": {"io.kubernetes.cri.sandbox-memory": "1Gi"}});
         let message = size_of(spec).unwrap_err().to_string();
         assert!(message.contains("io.kubernetes.cri.sandbox-memory") && message.contains("1Gi"));
+    }
+
+    /// Numbers of all magnitudes, those beside what limits are made of among them.
+    fn limit() -> impl Strategy<Value = i64> {
+        prop_oneof![any::<i64>(), -2i64..3, (0u32..63).prop_map(|bits| (1i64 << bits) - 1), 1i64..1 << 34]
+    }
+
+    proptest! {
+        #[test]
+        fn any_limits_give_a_machine_that_can_be_and_holds_them_or_are_refused(
+            memory in limit(), quota in limit(), period in limit(), pages in any::<u64>(), cpus in any::<u32>(),
+        ) {
+            let pages = if pages % 3 == 0 { pages } else { pages % (1 << 34) };
+            let spec = json!({"linux": {"resources": {
+                "memory": {"limit": memory},
+                "cpu": {"quota": quota, "period": period, "cpus": format!("0-{}", cpus % 80)},
+                "hugepageLimits": [{"pageSize": "2MB", "limit": pages}],
+            }}});
+            if let Ok(size) = size_of(spec) {
+                prop_assert!((1..=VCPUS_MAX).contains(&size.vcpus));
+                prop_assert!((MEMORY_MIN..=MEMORY_MAX).contains(&size.memory_mib));
+                prop_assert!(size.vcpus > cpus % 80);
+                let huge_mib = 2 * size.pages_2m;
+                prop_assert!(u128::from(huge_mib) << 20 >= u128::from(pages));
+                if let Some(bytes) = positive(memory) {
+                    prop_assert!((size.memory_mib - huge_mib - 100) << 20 >= bytes);
+                }
+            }
+        }
     }
 }

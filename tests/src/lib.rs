@@ -4,6 +4,7 @@
 pub mod at_terminal;
 pub mod bench;
 pub mod cni;
+pub mod containerd;
 pub mod cri;
 pub mod ctr;
 pub mod demo;

@@ -1,4 +1,5 @@
-//! Unary gRPC calls over a Unix socket (gRPC over HTTP/2, PROTOCOL-HTTP2.md): all that CRI needs.
+//! Unary gRPC calls over a Unix socket (gRPC over HTTP/2, PROTOCOL-HTTP2.md): all that CRI needs, and containerd's own
+//! services.
 
 use std::path::Path;
 
@@ -24,13 +25,15 @@ pub struct Status {
 }
 
 /// A connection. Calls wait for their answers, from any thread.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     runtime: Runtime,
     requests: SendRequest<Bytes>,
+    namespace: Option<&'static str>,
 }
 
 impl Connection {
-    pub(super) fn open(socket: &Path) -> anyhow::Result<Self> {
+    /// Connects; `namespace` is containerd's, for services that want one.
+    pub(crate) fn open(socket: &Path, namespace: Option<&'static str>) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let requests = runtime.block_on(async {
             let stream = UnixStream::connect(socket).await?;
@@ -39,16 +42,17 @@ impl Connection {
             tokio::spawn(connection);
             anyhow::Ok(requests)
         })?;
-        Ok(Self { runtime, requests })
+        Ok(Self { runtime, requests, namespace })
     }
 
-    pub(super) fn call<Answer: Message + Default>(
+    /// Calls a method by its path.
+    pub(crate) fn call<Answer: Message + Default>(
         &self,
         path: &str,
         request: &impl Message,
     ) -> anyhow::Result<Answer> {
         let body = framed(request);
-        let answer = self.runtime.block_on(exchange(self.requests.clone(), path, body));
+        let answer = self.runtime.block_on(exchange(self.requests.clone(), path, self.namespace, body));
         let answer = answer.with_context(|| path.to_owned())?;
         Answer::decode(answer).with_context(|| format!("the answer to {path}"))
     }
@@ -64,13 +68,21 @@ fn framed(message: &impl Message) -> Bytes {
 }
 
 /// Sends one message and receives one.
-async fn exchange(requests: SendRequest<Bytes>, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
-    let request = Request::builder()
+async fn exchange(
+    requests: SendRequest<Bytes>,
+    path: &str,
+    namespace: Option<&str>,
+    body: Bytes,
+) -> anyhow::Result<Bytes> {
+    let mut request = Request::builder()
         .method(Method::POST)
         .uri(format!("http://localhost{path}"))
         .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())?;
+        .header("te", "trailers");
+    if let Some(namespace) = namespace {
+        request = request.header("containerd-namespace", namespace);
+    }
+    let request = request.body(())?;
     let mut requests = requests.ready().await?;
     let (response, mut stream) = requests.send_request(request, false)?;
     stream.send_data(body, true)?;

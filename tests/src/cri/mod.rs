@@ -1,6 +1,6 @@
 //! A client of the Kubernetes Container Runtime Interface (CRI), version 1: what a kubelet does, one call at a time.
 
-mod grpc;
+pub(crate) mod grpc;
 pub mod messages;
 
 use std::path::Path;
@@ -34,7 +34,7 @@ impl Cri {
     pub fn connect() -> anyhow::Result<Self> {
         let socket = std::env::var("CONTAINERD_ADDRESS").unwrap_or_else(|_| SOCKET.to_owned());
         let connection =
-            Connection::open(Path::new(&socket)).with_context(|| format!("connecting to {socket}"))?;
+            Connection::open(Path::new(&socket), None).with_context(|| format!("connecting to {socket}"))?;
         Ok(Self { connection })
     }
 

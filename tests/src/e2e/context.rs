@@ -79,7 +79,7 @@ impl From<Output> for Ended {
 /// Why a test does not apply to the runtime under test.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct NotApplicable(&'static str);
+pub struct NotApplicable(pub(super) &'static str);
 
 impl Context {
     /// Whether the runtime under test is not ours, but what ours is compared with.

@@ -76,6 +76,16 @@ impl Events {
         }
     }
 
+    /// The first of the next events of tasks with this topic whose fields are as wanted.
+    pub(super) fn first(&self, topic: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+        loop {
+            let event = self.next().with_context(|| format!("waiting for {topic}"))?;
+            if event.topic == topic && wanted(&event.fields) {
+                return Ok(event.fields);
+            }
+        }
+    }
+
     /// The next event of a task, which must be this one of that container.
     pub(super) fn expect(&self, topic: &str, container: &str) -> anyhow::Result<Value> {
         let event = self.next()?;

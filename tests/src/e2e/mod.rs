@@ -6,6 +6,7 @@ pub mod context;
 mod events;
 mod exec;
 mod files;
+mod filters;
 mod identity;
 mod image_root;
 mod jail;
@@ -20,6 +21,7 @@ mod pseudo_terminal;
 mod resources;
 mod restart;
 pub mod runner;
+mod scarcity;
 mod silent_guest;
 mod stdio;
 mod task_api;
@@ -55,8 +57,10 @@ pub fn all() -> Vec<Test> {
         resources::TESTS,
         workloads::TESTS,
         jail::TESTS,
+        filters::TESTS,
         kill_matrix::TESTS,
         silent_guest::TESTS,
+        scarcity::TESTS,
         bad_input::TESTS,
         restart::TESTS,
         leftovers::TESTS,

@@ -1,15 +1,14 @@
 //! containerd goes and comes again; its containers do not notice. Whoever runs containerd starts it anew: systemd, the lab.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 use super::Test;
 use super::context::{BUSYBOX, Context, bind, ctr, eventually};
 use super::events::Events;
+use super::kill_matrix::containerd;
 use super::task_api::Task;
 
 pub(super) const TESTS: &[Test] =
@@ -59,12 +58,4 @@ fn line_of(container: &str) -> anyhow::Result<String> {
     let line = list.lines().find(|line| line.split_whitespace().next() == Some(container));
     let line = line.with_context(|| format!("no task {container} in {list:?}"))?;
     Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
-}
-
-/// The process behind containerd's socket.
-fn containerd() -> anyhow::Result<Pid> {
-    let address =
-        std::env::var_os("CONTAINERD_ADDRESS").unwrap_or_else(|| "/run/containerd/containerd.sock".into());
-    let socket = UnixStream::connect(Path::new(&address)).context("containerd does not answer")?;
-    Ok(rustix::net::sockopt::socket_peercred(&socket)?.pid)
 }

@@ -19,6 +19,9 @@ use crate::leaks::Holdings;
 /// How long a test may take before it counts as hung. Emulated machines are slow; this is no measure of speed.
 const DEADLINE: Duration = Duration::from_secs(600);
 
+/// The same for the long form of one: dozens of containers, one after the other.
+const LONG_DEADLINE: Duration = Duration::from_secs(3600);
+
 /// How long what a test left may take to go: a shim ends a moment after containerd has answered its client.
 const SETTLE: Duration = Duration::from_secs(15);
 
@@ -138,11 +141,12 @@ fn run_in_process(name: &str, selection: &Selection) -> anyhow::Result<Outcome> 
         .context("cannot start the test")?;
     let group =
         i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("the test has no process id")?;
-    let deadline = Deadline::arm(group);
+    let patience = if selection.long { LONG_DEADLINE } else { DEADLINE };
+    let deadline = Deadline::arm(group, patience);
     let output = child.stderr.take().map(std::io::read_to_string).transpose()?.unwrap_or_default();
     let status = child.wait()?;
     if deadline.disarm() {
-        bail!("did not end within {} s; it had printed: {}", DEADLINE.as_secs(), output.trim());
+        bail!("did not end within {} s; it had printed: {}", patience.as_secs(), output.trim());
     }
     if status.code() == Some(SKIPPED.into()) {
         return Ok(Outcome::Skipped(output.trim().to_owned()));
@@ -158,10 +162,10 @@ struct Deadline {
 }
 
 impl Deadline {
-    fn arm(group: Pid) -> Self {
+    fn arm(group: Pid, patience: Duration) -> Self {
         let (cancel, cancelled) = std::sync::mpsc::channel();
         let watcher = thread::spawn(move || {
-            let over = cancelled.recv_timeout(DEADLINE).is_err();
+            let over = cancelled.recv_timeout(patience).is_err();
             if over && let Err(error) = kill_process_group(group, Signal::KILL) {
                 eprintln!("cannot end process group {group:?}: {error}");
             }

@@ -197,7 +197,8 @@ pub(super) fn spec_type(name: &str, value: &Value) -> Any {
     }
 }
 
-/// The shim that containerd started for a container: its command line has `-id <container>`.
+/// The shim that containerd started for a container: its command line has `-id <container>`, and no action: that is how
+/// containerd has one started, and cleaned up after.
 pub(super) fn shim_of(container: &str) -> anyhow::Result<Pid> {
     let wanted = format!("\0-id\0{container}\0");
     for entry in fs::read_dir("/proc")? {
@@ -207,7 +208,9 @@ pub(super) fn shim_of(container: &str) -> anyhow::Result<Pid> {
             continue;
         };
         let command_line = fs::read(path.join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&command_line).contains(&wanted) {
+        let command_line = String::from_utf8_lossy(&command_line);
+        let acts = ["start", "delete"].iter().any(|action| command_line.ends_with(&format!("\0{action}\0")));
+        if command_line.contains(&wanted) && !acts {
             return Pid::from_raw(id).context("process 0");
         }
     }

@@ -1,7 +1,8 @@
 //! Which system calls which role may make, and who makes them.
 //!
 //! A rule that not every run needs is marked `rare`: an error path, a host that differs, a guest that does something
-//! unusual. The others are seen in any run of the end-to-end tests; one that is not has no reason to be here.
+//! unusual. The others are needed by a container that does what containers do, or have no reason to be here: the end-to-end
+//! test `every_rule_of_the_filters_that_is_not_rare_is_used` has the kernel count them.
 
 use libc::{
     MADV_DONTNEED, PROT_EXEC, SYS_accept4, SYS_brk, SYS_capget, SYS_capset, SYS_clock_gettime, SYS_close,

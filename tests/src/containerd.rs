@@ -1,0 +1,78 @@
+//! containerd's own services, as far as `ctr` does not reach: a task that is created and not started.
+
+use std::path::Path;
+
+use anyhow::Context;
+use prost::Message;
+
+use crate::cri::grpc::Connection;
+
+/// The namespace of `ctr`.
+const NAMESPACE: &str = "default";
+/// The snapshotter of `ctr`.
+const SNAPSHOTTER: &str = "overlayfs";
+
+/// containerd's `types.Mount`.
+#[derive(Clone, PartialEq, Message)]
+struct Mount {
+    #[prost(string, tag = "1")]
+    kind: String,
+    #[prost(string, tag = "2")]
+    source: String,
+    #[prost(string, tag = "3")]
+    target: String,
+    #[prost(string, repeated, tag = "4")]
+    options: Vec<String>,
+}
+
+/// `services.snapshots.v1.MountsRequest`.
+#[derive(Clone, PartialEq, Message)]
+struct MountsRequest {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    key: String,
+}
+
+/// `services.snapshots.v1.MountsResponse`.
+#[derive(Clone, PartialEq, Message)]
+struct MountsResponse {
+    #[prost(message, repeated, tag = "1")]
+    mounts: Vec<Mount>,
+}
+
+/// `services.tasks.v1.CreateTaskRequest`, without streams.
+#[derive(Clone, PartialEq, Message)]
+struct CreateTaskRequest {
+    #[prost(string, tag = "1")]
+    container_id: String,
+    #[prost(message, repeated, tag = "3")]
+    rootfs: Vec<Mount>,
+}
+
+/// `services.tasks.v1.CreateTaskResponse`.
+#[derive(Clone, PartialEq, Message)]
+struct CreateTaskResponse {
+    #[prost(string, tag = "1")]
+    container_id: String,
+    #[prost(uint32, tag = "2")]
+    pid: u32,
+}
+
+/// Creates the task of a container that `ctr container create` has made, and does not start it. Answers its pid.
+///
+/// # Errors
+/// containerd refuses.
+pub fn create_task(container: &str) -> anyhow::Result<u32> {
+    let socket =
+        std::env::var("CONTAINERD_ADDRESS").unwrap_or_else(|_| "/run/containerd/containerd.sock".to_owned());
+    let connection = Connection::open(Path::new(&socket), Some(NAMESPACE))
+        .with_context(|| format!("connecting to {socket}"))?;
+    let snapshot = MountsRequest { snapshotter: SNAPSHOTTER.to_owned(), key: container.to_owned() };
+    let mounts: MountsResponse =
+        connection.call("/containerd.services.snapshots.v1.Snapshots/Mounts", &snapshot)?;
+    let request = CreateTaskRequest { container_id: container.to_owned(), rootfs: mounts.mounts };
+    let created: CreateTaskResponse =
+        connection.call("/containerd.services.tasks.v1.Tasks/Create", &request)?;
+    Ok(created.pid)
+}
