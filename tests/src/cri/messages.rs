@@ -10,6 +10,14 @@ use prost::Message;
 pub const CONTAINER: i32 = 1;
 /// The host's namespace.
 pub const NODE: i32 = 2;
+/// Mounts that the host makes later appear.
+pub const HOST_TO_CONTAINER: i32 = 1;
+/// Mounts that either side makes appear on the other.
+pub const BIDIRECTIONAL: i32 = 2;
+/// A seccomp profile of the runtime's.
+pub const RUNTIME_DEFAULT: i32 = 0;
+/// A seccomp profile from a file.
+pub const LOCALHOST: i32 = 2;
 /// The state of a container that runs.
 pub const CONTAINER_RUNNING: i32 = 1;
 /// The state of a container that has ended.
@@ -113,6 +121,8 @@ pub struct LinuxPodSandboxConfig {
 pub struct LinuxSandboxSecurityContext {
     #[prost(message, optional, tag = "1")]
     pub namespace_options: Option<NamespaceOption>,
+    #[prost(bool, tag = "6")]
+    pub privileged: bool,
 }
 
 /// 0 for the pod's, [`CONTAINER`] or [`NODE`] for each.
@@ -137,6 +147,19 @@ pub struct LinuxContainerResources {
     pub cpu_shares: i64,
     #[prost(int64, tag = "4")]
     pub memory_limit_in_bytes: i64,
+    #[prost(int64, tag = "5")]
+    pub oom_score_adj: i64,
+    #[prost(message, repeated, tag = "8")]
+    pub hugepage_limits: Vec<HugepageLimit>,
+}
+
+/// A limit of large pages.
+#[derive(Clone, PartialEq, Message)]
+pub struct HugepageLimit {
+    #[prost(string, tag = "1")]
+    pub page_size: String,
+    #[prost(uint64, tag = "2")]
+    pub limit: u64,
 }
 
 /// Asks for a pod.
@@ -227,15 +250,61 @@ pub struct Mount {
     pub host_path: String,
     #[prost(bool, tag = "3")]
     pub readonly: bool,
+    /// 0 for none, [`HOST_TO_CONTAINER`] or [`BIDIRECTIONAL`].
+    #[prost(int32, tag = "5")]
+    pub propagation: i32,
 }
 
 /// What a container may do.
 #[derive(Clone, PartialEq, Message)]
 pub struct LinuxContainerSecurityContext {
+    #[prost(message, optional, tag = "1")]
+    pub capabilities: Option<Capability>,
     #[prost(bool, tag = "2")]
     pub privileged: bool,
     #[prost(message, optional, tag = "3")]
     pub namespace_options: Option<NamespaceOption>,
+    #[prost(message, optional, tag = "5")]
+    pub run_as_user: Option<Int64Value>,
+    #[prost(bool, tag = "7")]
+    pub readonly_rootfs: bool,
+    #[prost(int64, repeated, tag = "8")]
+    pub supplemental_groups: Vec<i64>,
+    #[prost(bool, tag = "11")]
+    pub no_new_privs: bool,
+    #[prost(message, optional, tag = "12")]
+    pub run_as_group: Option<Int64Value>,
+    #[prost(string, repeated, tag = "13")]
+    pub masked_paths: Vec<String>,
+    #[prost(string, repeated, tag = "14")]
+    pub readonly_paths: Vec<String>,
+    #[prost(message, optional, tag = "15")]
+    pub seccomp: Option<SecurityProfile>,
+}
+
+/// Capabilities, without `CAP_`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Capability {
+    #[prost(string, repeated, tag = "1")]
+    pub add_capabilities: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub drop_capabilities: Vec<String>,
+}
+
+/// [`RUNTIME_DEFAULT`], or [`LOCALHOST`] with the path of a file.
+#[derive(Clone, PartialEq, Message)]
+pub struct SecurityProfile {
+    #[prost(int32, tag = "1")]
+    pub profile_type: i32,
+    #[prost(string, tag = "2")]
+    pub localhost_ref: String,
+}
+
+/// A number that may be missing.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Int64Value {
+    #[prost(int64, tag = "1")]
+    pub value: i64,
 }
 
 /// The Linux part of a container.
@@ -258,12 +327,18 @@ pub struct ContainerConfig {
     pub command: Vec<String>,
     #[prost(string, repeated, tag = "4")]
     pub args: Vec<String>,
+    #[prost(string, tag = "5")]
+    pub working_dir: String,
     #[prost(message, repeated, tag = "6")]
     pub envs: Vec<KeyValue>,
     #[prost(message, repeated, tag = "7")]
     pub mounts: Vec<Mount>,
     #[prost(string, tag = "11")]
     pub log_path: String,
+    #[prost(bool, tag = "12")]
+    pub stdin: bool,
+    #[prost(bool, tag = "14")]
+    pub tty: bool,
     #[prost(message, optional, tag = "15")]
     pub linux: Option<LinuxContainerConfig>,
 }
@@ -328,6 +403,75 @@ pub struct ExecSyncResponse {
     pub exit_code: i32,
 }
 
+/// A command to be run in a container, with its streams.
+#[derive(Clone, PartialEq, Message)]
+pub struct ExecRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    pub command: Vec<String>,
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+    #[prost(bool, tag = "4")]
+    pub stdin: bool,
+    #[prost(bool, tag = "5")]
+    pub stdout: bool,
+    #[prost(bool, tag = "6")]
+    pub stderr: bool,
+}
+
+/// Asks for the streams of a container's first process.
+#[derive(Clone, PartialEq, Message)]
+pub struct AttachRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+    #[prost(bool, tag = "4")]
+    pub stdout: bool,
+    #[prost(bool, tag = "5")]
+    pub stderr: bool,
+}
+
+/// Asks for connections to ports of a pod's loopback.
+#[derive(Clone, PartialEq, Message)]
+pub struct PortForwardRequest {
+    #[prost(string, tag = "1")]
+    pub pod_sandbox_id: String,
+    #[prost(int32, repeated, tag = "2")]
+    pub ports: Vec<i32>,
+}
+
+/// Where streams are served.
+#[derive(Clone, PartialEq, Message)]
+pub struct Url {
+    #[prost(string, tag = "1")]
+    pub url: String,
+}
+
+/// Asks what containers use; those of a pod, if it is named.
+#[derive(Clone, PartialEq, Message)]
+pub struct ListContainerStatsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: Option<ContainerStatsFilter>,
+}
+
+/// Which containers.
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerStatsFilter {
+    #[prost(string, tag = "2")]
+    pub pod_sandbox_id: String,
+}
+
+/// What containers use.
+#[derive(Clone, PartialEq, Message)]
+pub struct ListContainerStatsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub stats: Vec<ContainerStats>,
+}
+
 /// What a container uses.
 #[derive(Clone, PartialEq, Message)]
 pub struct ContainerStatsResponse {
@@ -338,6 +482,8 @@ pub struct ContainerStatsResponse {
 /// What a container uses.
 #[derive(Clone, PartialEq, Message)]
 pub struct ContainerStats {
+    #[prost(message, optional, tag = "1")]
+    pub attributes: Option<Id>,
     #[prost(message, optional, tag = "2")]
     pub cpu: Option<CpuUsage>,
     #[prost(message, optional, tag = "3")]
@@ -356,6 +502,8 @@ pub struct CpuUsage {
 pub struct MemoryUsage {
     #[prost(message, optional, tag = "2")]
     pub working_set_bytes: Option<UInt64Value>,
+    #[prost(message, optional, tag = "4")]
+    pub usage_bytes: Option<UInt64Value>,
 }
 
 /// A number that may be missing.

@@ -2,6 +2,7 @@
 
 pub(crate) mod grpc;
 pub mod messages;
+pub mod streaming;
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,11 +13,13 @@ use prost::Message;
 use self::grpc::Connection;
 pub use self::grpc::Status;
 use self::messages::{
-    ContainerConfig, ContainerRequest, ContainerStats, ContainerStatsResponse, ContainerStatus,
-    ContainerStatusResponse, CreateContainerRequest, Empty, ExecSyncRequest, ExecSyncResponse, Id,
-    LinuxContainerResources, PodSandboxConfig, PodSandboxStats, PodSandboxStatsResponse, PodSandboxStatus,
-    PodSandboxStatusResponse, RunPodSandboxRequest, StopContainerRequest, UpdateContainerResourcesRequest,
+    AttachRequest, ContainerConfig, ContainerRequest, ContainerStats, ContainerStatsResponse,
+    ContainerStatus, ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest,
+    ExecSyncResponse, Id, LinuxContainerResources, PodSandboxConfig, PodSandboxStats,
+    PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
+    RunPodSandboxRequest, StopContainerRequest, UpdateContainerResourcesRequest, Url,
 };
+use self::streaming::Channels;
 
 /// containerd's socket, unless the environment names another.
 const SOCKET: &str = "/run/containerd/containerd.sock";
@@ -190,5 +193,46 @@ impl Cri {
             timeout: i64::try_from(limit.as_secs())?,
         };
         self.call("ExecSync", &request)
+    }
+
+    /// Runs a command in a container and connects to its streams, with or without a terminal.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's, or no stream.
+    pub fn exec_streaming(&self, container: &str, command: &[&str], tty: bool) -> anyhow::Result<Channels> {
+        let request = ExecRequest {
+            container_id: container.to_owned(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            tty,
+            stdin: true,
+            stdout: true,
+            // On a terminal both are one.
+            stderr: !tty,
+        };
+        Channels::open(&self.call::<Url>("Exec", &request)?.url)
+    }
+
+    /// Connects to the streams of a container's first process.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's, or no stream.
+    pub fn attach(&self, container: &str, tty: bool) -> anyhow::Result<Channels> {
+        let request = AttachRequest {
+            container_id: container.to_owned(),
+            stdin: true,
+            tty,
+            stdout: true,
+            stderr: !tty,
+        };
+        Channels::open(&self.call::<Url>("Attach", &request)?.url)
+    }
+
+    /// Connects to a port of a pod's loopback.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's, or no stream.
+    pub fn port_forward(&self, pod: &str, port: u16) -> anyhow::Result<Channels> {
+        let request = PortForwardRequest { pod_sandbox_id: pod.to_owned(), ports: vec![i32::from(port)] };
+        Channels::open(&self.call::<Url>("PortForward", &request)?.url)
     }
 }

@@ -101,8 +101,8 @@ impl Pod<'_> {
             linux: Some(LinuxContainerConfig {
                 resources: None,
                 security_context: Some(LinuxContainerSecurityContext {
-                    privileged: false,
                     namespace_options: Some(namespaces),
+                    ..LinuxContainerSecurityContext::default()
                 }),
             }),
             ..ContainerConfig::default()

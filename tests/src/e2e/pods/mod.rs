@@ -5,6 +5,7 @@ mod lifecycle;
 mod processes;
 mod scenarios;
 mod sharing;
+mod streaming;
 
 use super::Test;
 
@@ -19,6 +20,7 @@ pub(super) const TESTS: &[Test] = &[
     },
     Test { name: "a_command_in_a_pods_container_is_answered_or_ended_in_time", check: processes::exec },
     Test { name: "a_pods_container_writes_its_log_and_is_counted", check: processes::logs_and_figures },
+    Test { name: "exec_attach_and_port_forward_stream_as_kubectl_has_them", check: streaming::streams },
     Test { name: "redis_and_its_client_in_one_pod", check: scenarios::redis },
     Test { name: "pods_at_once_talk_over_the_bridge", check: scenarios::neighbours },
 ];

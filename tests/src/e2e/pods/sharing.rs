@@ -100,7 +100,10 @@ pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
 
 fn with_namespaces(options: NamespaceOption) -> LinuxPodSandboxConfig {
     LinuxPodSandboxConfig {
-        security_context: Some(LinuxSandboxSecurityContext { namespace_options: Some(options) }),
+        security_context: Some(LinuxSandboxSecurityContext {
+            namespace_options: Some(options),
+            ..LinuxSandboxSecurityContext::default()
+        }),
         ..LinuxPodSandboxConfig::default()
     }
 }
