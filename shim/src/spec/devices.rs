@@ -23,7 +23,8 @@ const GUEST_DEVICES: [(u32, u32, &str); 10] = [
 pub(crate) enum DeviceError {
     /// A device of the host.
     #[error(
-        "linux.devices: {path:?} ({kind} {major}:{minor}) is a device of the host, which a virtual machine cannot reach"
+        "linux.devices: {path:?} ({kind} {major}:{minor}) is a device of the host, which a virtual machine cannot reach; for a privileged container set privileged_without_host_devices of its runtime in \
+         containerd's configuration"
     )]
     HostOnly {
         /// Where it should appear.

@@ -474,13 +474,6 @@ pub struct ListContainerStatsResponse {
 
 /// What a container uses.
 #[derive(Clone, PartialEq, Message)]
-pub struct ContainerStatsResponse {
-    #[prost(message, optional, tag = "1")]
-    pub stats: Option<ContainerStats>,
-}
-
-/// What a container uses.
-#[derive(Clone, PartialEq, Message)]
 pub struct ContainerStats {
     #[prost(message, optional, tag = "1")]
     pub attributes: Option<Id>,
@@ -502,8 +495,6 @@ pub struct CpuUsage {
 pub struct MemoryUsage {
     #[prost(message, optional, tag = "2")]
     pub working_set_bytes: Option<UInt64Value>,
-    #[prost(message, optional, tag = "4")]
-    pub usage_bytes: Option<UInt64Value>,
 }
 
 /// A number that may be missing.

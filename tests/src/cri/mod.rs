@@ -13,10 +13,10 @@ use prost::Message;
 use self::grpc::Connection;
 pub use self::grpc::Status;
 use self::messages::{
-    AttachRequest, ContainerConfig, ContainerRequest, ContainerStats, ContainerStatsResponse,
-    ContainerStatus, ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest,
-    ExecSyncResponse, Id, LinuxContainerResources, PodSandboxConfig, PodSandboxStats,
-    PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
+    AttachRequest, ContainerConfig, ContainerRequest, ContainerStats, ContainerStatsFilter, ContainerStatus,
+    ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest, ExecSyncResponse,
+    Id, LinuxContainerResources, ListContainerStatsRequest, ListContainerStatsResponse, PodSandboxConfig,
+    PodSandboxStats, PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
     RunPodSandboxRequest, StopContainerRequest, UpdateContainerResourcesRequest, Url,
 };
 use self::streaming::Channels;
@@ -149,14 +149,14 @@ impl Cri {
         answer.status.context("an answer without status")
     }
 
-    /// What a container uses.
+    /// What the containers of a pod use.
     ///
     /// # Errors
     /// A [`Status`] of the runtime's.
-    pub fn stats(&self, container: &str) -> anyhow::Result<ContainerStats> {
-        let answer: ContainerStatsResponse =
-            self.call("ContainerStats", &ContainerRequest::new(container))?;
-        answer.stats.context("an answer without figures")
+    pub fn list_stats(&self, pod: &str) -> anyhow::Result<Vec<ContainerStats>> {
+        let filter = Some(ContainerStatsFilter { pod_sandbox_id: pod.to_owned() });
+        let request = ListContainerStatsRequest { filter };
+        Ok(self.call::<ListContainerStatsResponse>("ListContainerStats", &request)?.stats)
     }
 
     /// Changes a container's limits.

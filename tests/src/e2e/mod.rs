@@ -7,6 +7,7 @@ mod events;
 mod exec;
 mod files;
 mod filters;
+mod host_mount;
 mod identity;
 mod image_root;
 mod jail;

@@ -10,13 +10,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, ensure};
 use containerd_shim_protos::api::DeleteResponse;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
-};
 use serde_json::{Value, json};
 
 use super::Test;
 use super::context::{BUSYBOX, Context, Ended, ImageRoot, REDIS, bind, eventually};
+use super::host_mount::HostMount;
 use super::task_api::Task;
 use super::watch::{LAST, WATCHING};
 use crate::ctr::finish;
@@ -28,34 +26,6 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "the_files_of_an_idmapped_mount_are_whose_it_says", check: idmapped },
     Test { name: "sockets_devices_and_file_systems_of_the_host_are_refused_by_name", check: refused },
 ];
-
-/// A mount of the test's own on the host, as long as this lives.
-struct HostMount(PathBuf);
-
-impl HostMount {
-    fn tmpfs(path: &Path) -> anyhow::Result<Self> {
-        fs::create_dir_all(path)?;
-        mount("tmpfs", path, "tmpfs", MountFlags::empty(), c"size=1m")?;
-        Ok(Self(path.to_owned()))
-    }
-
-    /// A mount point whose later mounts reach those who asked for them.
-    fn shared(path: &Path) -> anyhow::Result<Self> {
-        fs::create_dir_all(path)?;
-        mount_bind(path, path)?;
-        let mounted = Self(path.to_owned());
-        mount_change(path, MountPropagationFlags::SHARED)?;
-        Ok(mounted)
-    }
-}
-
-impl Drop for HostMount {
-    fn drop(&mut self) {
-        if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
-            eprintln!("cannot unmount {}: {error}", self.0.display());
-        }
-    }
-}
 
 fn bind_of(source: &Path, destination: &str, options: &[&str]) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": options})

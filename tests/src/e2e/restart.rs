@@ -26,6 +26,7 @@ fn restart(context: &Context) -> anyhow::Result<()> {
 
     let killed = containerd()?;
     kill_process(killed, Signal::KILL)?;
+    wait_for_another(killed)?;
     // One ends while nobody is there to be told.
     fs::write(context.scratch.join("go"), "")?;
     eventually("containerd is back", || {
@@ -50,6 +51,19 @@ fn restart(context: &Context) -> anyhow::Result<()> {
     let exit = events.expect("/tasks/exit", "survivor")?;
     ensure!(exit["exit_status"] == 137 && task.wait("")?.exit_status == 137, "{exit}");
     survivor.remove()
+}
+
+/// Kills containerd, and waits until there is another.
+pub(super) fn kill_containerd() -> anyhow::Result<()> {
+    let killed = containerd()?;
+    kill_process(killed, Signal::KILL)?;
+    wait_for_another(killed)
+}
+
+fn wait_for_another(killed: Pid) -> anyhow::Result<()> {
+    eventually("containerd is back", || {
+        Ok(containerd().is_ok_and(|pid| pid != killed) && ctr(["task", "ls"]).is_ok())
+    })
 }
 
 /// A task's line in the list, its words joined by one space.

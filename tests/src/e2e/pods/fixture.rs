@@ -55,6 +55,14 @@ impl<'a> Node<'a> {
         self.context.scratch.join("logs").join(name)
     }
 
+    /// Has a pod whose connection to containerd is broken go on with this one.
+    pub(super) fn adopt(&self, pod: Pod<'_>) -> Pod<'_> {
+        let (id, config) = (pod.id.clone(), pod.config.clone());
+        // It would be removed.
+        std::mem::forget(pod);
+        Pod { cri: &self.cri, id, config }
+    }
+
     /// Runs a pod of the usual kind.
     pub(super) fn run(&self, name: &str) -> anyhow::Result<Pod<'_>> {
         self.run_with(self.pod_config(name))

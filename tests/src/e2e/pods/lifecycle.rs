@@ -69,7 +69,7 @@ pub(super) fn stopped_with_contents(context: &Context) -> anyhow::Result<()> {
     pod.cri.remove_pod(&pod.id)
 }
 
-fn wait_for_exit(pod: &Pod<'_>, container: &str, expected: i32) -> anyhow::Result<()> {
+pub(super) fn wait_for_exit(pod: &Pod<'_>, container: &str, expected: i32) -> anyhow::Result<()> {
     eventually("the container has ended", || Ok(pod.cri.status(container)?.state == CONTAINER_EXITED))?;
     let status = pod.cri.status(container)?;
     ensure!(status.exit_code == expected, "ended with {} ({})", status.exit_code, status.reason);

@@ -3,9 +3,12 @@
 mod fixture;
 mod lifecycle;
 mod processes;
+mod recovery;
 mod scenarios;
+mod security;
 mod sharing;
 mod streaming;
+mod volumes;
 
 use super::Test;
 
@@ -21,6 +24,9 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "a_command_in_a_pods_container_is_answered_or_ended_in_time", check: processes::exec },
     Test { name: "a_pods_container_writes_its_log_and_is_counted", check: processes::logs_and_figures },
     Test { name: "exec_attach_and_port_forward_stream_as_kubectl_has_them", check: streaming::streams },
+    Test { name: "a_pods_containers_have_the_rights_that_were_asked_for", check: security::rights },
+    Test { name: "volumes_are_as_a_kubelet_has_prepared_them", check: volumes::kinds },
+    Test { name: "pods_outlive_containerd_and_a_dead_one_is_known_as_dead", check: recovery::recovers },
     Test { name: "redis_and_its_client_in_one_pod", check: scenarios::redis },
     Test { name: "pods_at_once_talk_over_the_bridge", check: scenarios::neighbours },
 ];

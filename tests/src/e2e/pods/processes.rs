@@ -5,14 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
-use super::fixture::Node;
+use super::fixture::{Node, Pod};
 use crate::cri::Status;
-use crate::cri::messages::{DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig};
+use crate::cri::messages::{
+    ContainerStats, DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig,
+};
 use crate::e2e::context::{Context, eventually};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// The cgroup above the pod's.
 const PARENT: &str = "/saya-figures";
+/// What the container keeps in memory, in bytes: a buffer that nobody takes.
+const FILLING: u64 = 32 << 20;
 /// Longer than a line of a log may be (16 KiB in containerd).
 const LONG_LINE: usize = 20_000;
 
@@ -39,13 +43,13 @@ pub(super) fn exec(context: &Context) -> anyhow::Result<()> {
 
 pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
-    make_parent()?;
+    let _parent = Parent::make()?;
     let mut config = node.pod_config("figures");
     config.linux =
         Some(LinuxPodSandboxConfig { cgroup_parent: PARENT.into(), ..LinuxPodSandboxConfig::default() });
     let pod = node.run_with(config)?;
     let script = format!(
-        "echo first; echo second >&2; head -c {LONG_LINE} /dev/zero | tr '\\0' x; echo; echo ready; exec sleep 3600"
+        "echo first; echo second >&2; head -c {LONG_LINE} /dev/zero | tr '\\0' x; echo; echo ready; dd if=/dev/zero bs={FILLING} count=1 2>/dev/null | sleep 3600"
     );
     let container = pod.start("main", &["sh", "-c", &script])?;
     eventually("the container is ready", || Ok(pod.log("main")?.contains("stdout F ready")))
@@ -61,26 +65,71 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     node.cri.reopen_log(&container)?;
     ensure!(pod.log("main")?.is_empty(), "the new log is not empty");
 
-    let stats = node.cri.stats(&container)?;
-    let memory = stats.memory.and_then(|memory| memory.working_set_bytes).context("no memory figure")?.value;
-    let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).context("no CPU figure")?.value;
-    ensure!(memory > 0 && cpu > 0, "memory {memory}, CPU {cpu}");
+    figures_agree(&node, &pod, &container)?;
     let sandbox = node.cri.pod_stats(&pod.id)?.linux.context("no figures of the pod")?;
     let memory = sandbox.memory.as_ref().and_then(|memory| memory.working_set_bytes);
     ensure!(sandbox.containers.len() == 1 && memory.is_some_and(|memory| memory.value > 0), "{sandbox:?}");
 
-    let limit = 48 << 20;
-    let resources =
-        LinuxContainerResources { memory_limit_in_bytes: limit, ..LinuxContainerResources::default() };
+    let limit = 96 << 20;
+    let resources = LinuxContainerResources {
+        memory_limit_in_bytes: limit,
+        cpu_period: 50_000,
+        cpu_quota: 25_000,
+        ..LinuxContainerResources::default()
+    };
     node.cri.update(&container, resources)?;
-    let shown = pod.sh(&container, "cat /sys/fs/cgroup/memory.max")?;
-    ensure!(shown.trim() == limit.to_string(), "{shown}");
-    pod.remove()?;
-    Ok(fs::remove_dir(format!("{CGROUPS}{PARENT}"))?)
+    let shown = pod.sh(&container, "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")?;
+    ensure!(shown == format!("{limit}\n25000 50000\n"), "{shown}");
+    pod.remove()
 }
 
-/// Makes the pod's cgroup, counted, as a kubelet does for each pod.
-fn make_parent() -> anyhow::Result<()> {
-    fs::write(format!("{CGROUPS}/cgroup.subtree_control"), "+cpu +memory")?;
-    Ok(fs::create_dir(format!("{CGROUPS}{PARENT}"))?)
+/// The cgroup above a pod's, counted, as a kubelet makes it for each.
+struct Parent;
+
+impl Parent {
+    fn make() -> anyhow::Result<Self> {
+        fs::write(format!("{CGROUPS}/cgroup.subtree_control"), "+cpu +memory")?;
+        fs::create_dir(format!("{CGROUPS}{PARENT}"))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(format!("{CGROUPS}{PARENT}")) {
+            eprintln!("{PARENT}: {error}");
+        }
+    }
+}
+
+/// Compares what containerd says of a container with what the container's cgroup says inside.
+fn figures_agree(node: &Node<'_>, pod: &Pod<'_>, container: &str) -> anyhow::Result<()> {
+    let inside = || -> anyhow::Result<(u64, u64)> {
+        let script = "cd /sys/fs/cgroup && awk '/^usage_usec/ {print $2}' cpu.stat && cat memory.current && \
+            awk '/^inactive_file/ {print $2}' memory.stat";
+        let figures: Vec<u64> =
+            pod.sh(container, script)?.lines().map(str::parse).collect::<Result<_, _>>()?;
+        let [cpu, memory, inactive] = figures[..] else { anyhow::bail!("{figures:?}") };
+        Ok((cpu, memory.saturating_sub(inactive)))
+    };
+    eventually("the memory is full", || Ok(inside()?.1 >= FILLING))?;
+    let (cpu_before, _) = inside()?;
+    let listed = node.cri.list_stats(&pod.id)?;
+    let (cpu_after, memory_inside) = inside()?;
+    let named = |stats: &&ContainerStats| stats.attributes.as_ref().is_some_and(|it| it.id == container);
+    let stats = listed.iter().find(named).context("the container is not in the list")?;
+    let cpu = stats.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds).context("no CPU figure")?;
+    let cpu = cpu.value / 1000;
+    ensure!(
+        cpu_before <= cpu && cpu <= cpu_after,
+        "{cpu} µs of CPU, where inside {cpu_before} to {cpu_after} were"
+    );
+    let memory = stats.memory.as_ref().and_then(|memory| memory.working_set_bytes);
+    let memory = memory.context("no memory figure")?.value;
+    // The commands that read it were there for one and gone for the other.
+    ensure!(
+        memory >= FILLING && memory.abs_diff(memory_inside) < FILLING / 4,
+        "{memory} and {memory_inside} inside"
+    );
+    Ok(())
 }

@@ -1,0 +1,37 @@
+//! Mounts that a test makes on the host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
+
+/// A mount of the test's own on the host, as long as this lives.
+pub(super) struct HostMount(PathBuf);
+
+impl HostMount {
+    /// A tmpfs of one MiB, as a kubelet makes it for a volume in memory with a limit.
+    pub(super) fn tmpfs(path: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(path)?;
+        mount("tmpfs", path, "tmpfs", MountFlags::empty(), c"size=1m")?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// A mount point whose later mounts reach those who asked for them.
+    pub(super) fn shared(path: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(path)?;
+        mount_bind(path, path)?;
+        let mounted = Self(path.to_owned());
+        mount_change(path, MountPropagationFlags::SHARED)?;
+        Ok(mounted)
+    }
+}
+
+impl Drop for HostMount {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
+            eprintln!("cannot unmount {}: {error}", self.0.display());
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Pods when something beside them ends: containerd, or their virtual machine.
+
+use anyhow::{Context as _, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::fixture::Node;
+use super::lifecycle::wait_for_exit;
+use crate::cri::messages::{CONTAINER_EXITED, CONTAINER_RUNNING, SANDBOX_READY};
+use crate::ctr::ctr;
+use crate::e2e::context::{Context, eventually};
+use crate::e2e::restart::kill_containerd;
+
+pub(super) fn recovers(context: &Context) -> anyhow::Result<()> {
+    let before = Node::new(context)?;
+    let pod = before.run("lasting")?;
+    let ticking = ["sh", "-c", "trap 'echo asked' TERM; while :; do echo tick; sleep 0.1; done"];
+    let id = pod.start("ticking", &ticking)?;
+    eventually("the container ticks", || Ok(pod.log("ticking")?.contains("tick")))?;
+    kill_containerd()?;
+
+    // The connection to containerd has gone with it.
+    let node = Node::new(context)?;
+    let pod = node.adopt(pod);
+    ensure!(pod.cri.pod_status(&pod.id)?.state == SANDBOX_READY, "the pod is not ready any more");
+    ensure!(pod.cri.status(&id)?.state == CONTAINER_RUNNING, "the container runs no more");
+    ensure!(pod.sh(&id, "echo inside")? == "inside\n");
+    let written = pod.log("ticking")?.len();
+    eventually("the log grows on", || Ok(pod.log("ticking")?.len() > written))?;
+    // It is asked to end, does not, and is killed when its time is over.
+    pod.cri.stop(&id, super::fixture::GRACE)?;
+    wait_for_exit(&pod, &id, 137)?;
+    ensure!(pod.log("ticking")?.contains(" stdout F asked\n"), "it was not asked");
+
+    let last = pod.start("last", &["sleep", "3600"])?;
+    kill_process(process_of(&pod.id)?, Signal::KILL)?;
+    eventually("the pod is known as dead", || Ok(pod.cri.pod_status(&pod.id)?.state != SANDBOX_READY))?;
+    if !context.is_control() {
+        eventually("so is its container", || Ok(pod.cri.status(&last)?.state == CONTAINER_EXITED))?;
+    }
+    ensure!(pod.start("late", &["true"]).is_err(), "a container was started in a dead pod");
+    pod.remove()?;
+    // Its name and addresses are free.
+    let next = node.run("lasting")?;
+    next.start("again", &["true"])?;
+    next.remove()
+}
+
+/// The process by which containerd knows a pod: its virtual machine's.
+fn process_of(pod: &str) -> anyhow::Result<Pid> {
+    let list = ctr(["--namespace", "k8s.io", "task", "ls"])?;
+    let mut lines = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let pid = lines.find(|words| words.first() == Some(&pod)).and_then(|words| words.get(1)?.parse().ok());
+    pid.and_then(Pid::from_raw).with_context(|| format!("no task {pod} in {list}"))
+}
