@@ -3,6 +3,7 @@
 mod delete;
 mod flags;
 mod info;
+mod input;
 pub(crate) mod socket;
 mod start;
 
@@ -24,11 +25,13 @@ pub(crate) fn run(flags: &Flags) -> Result<(), Box<dyn std::error::Error>> {
     if flags.info {
         return Ok(info::write(io::stdin(), io::stdout())?);
     }
+    if flags.action == "start" {
+        return Ok(start::run(flags.clone())?);
+    }
     if flags.namespace.is_empty() {
         return Err("shim namespace cannot be empty".into());
     }
     match flags.action.as_str() {
-        "start" => Ok(start::run(flags)?),
         "delete" => Ok(delete::run(flags)?),
         "" => Ok(daemon::run(flags)?),
         other => Err(format!("action {other:?} is not known: it must be start or delete").into()),

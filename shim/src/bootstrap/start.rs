@@ -1,10 +1,9 @@
 //! `start`: finds the pod's shim or starts it, and prints its address.
 //!
-//! The address is plain text. containerd 1.6 knows nothing else, and every later version takes it for version 2 of the
-//! Task service over ttrpc. Nothing else may be written: containerd takes standard error for the answer too.
+//! Nothing else may be written: containerd takes standard error for the answer too.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -15,15 +14,13 @@ use std::{env, mem};
 use rustix::io::DupFlags;
 
 use super::flags::Flags;
+use super::input::Input;
 use super::socket::{self, Socket};
 use crate::config::CONFIG_VARIABLE;
-use crate::daemon::LISTENER;
+use crate::daemon::{LISTENER, TTRPC_ADDRESS};
 use crate::identifier::{self, InvalidIdentifier};
 use crate::spec::{Document, DocumentError};
 use crate::task_service::{OptionsError, RuntimeOptions};
-
-/// The most bytes of options that are read.
-const OPTIONS_MAX: u64 = 10 << 20;
 
 /// Where a configuration that came as text is kept, in the bundle.
 const INLINE_CONFIG: &str = "saya.toml";
@@ -66,7 +63,8 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
 ///
 /// # Errors
 /// Whatever kept the shim from starting.
-pub(super) fn run(flags: &Flags) -> Result<(), StartError> {
+pub(super) fn run(mut flags: Flags) -> Result<(), StartError> {
+    let input = Input::read(io::stdin(), &mut flags).map_err(system("what containerd has to say"))??;
     identifier::validate("namespace", &flags.namespace)?;
     identifier::validate("container id", &flags.id)?;
     let bundle = env::current_dir().map_err(system("the bundle"))?;
@@ -80,7 +78,7 @@ pub(super) fn run(flags: &Flags) -> Result<(), StartError> {
             return Err(StartError::NoSandbox { container: flags.id.clone(), sandbox: sandbox.to_owned() });
         }
         Socket::New(listener) => {
-            if let Err(error) = start(flags, &bundle, &listener) {
+            if let Err(error) = start(&flags, &bundle, &listener, &input) {
                 socket::remove(&path);
                 return Err(error);
             }
@@ -88,14 +86,17 @@ pub(super) fn run(flags: &Flags) -> Result<(), StartError> {
     }
     let address = socket::address(&path);
     fs::write(bundle.join("address"), &address).map_err(system("the bundle's file address"))?;
-    io::stdout().write_all(address.as_bytes()).map_err(system("standard output"))
+    input.answer.write(&address, io::stdout()).map_err(system("standard output"))
 }
 
-fn start(flags: &Flags, bundle: &Path, listener: &UnixListener) -> Result<(), StartError> {
-    let config = configuration(bundle)?;
+fn start(flags: &Flags, bundle: &Path, listener: &UnixListener, input: &Input) -> Result<(), StartError> {
+    let config = configuration(bundle, &input.options)?;
     let mut command = daemon_command(flags, listener).map_err(system("the shim's binary"))?;
     if let Some(config) = config {
         command.env(CONFIG_VARIABLE, config);
+    }
+    if let Some(address) = &input.ttrpc_address {
+        command.env(TTRPC_ADDRESS, address);
     }
     let child = command.spawn().map_err(system("starting the shim"))?;
     fs::write(bundle.join("shim.pid"), child.id().to_string())
@@ -105,16 +106,13 @@ fn start(flags: &Flags, bundle: &Path, listener: &UnixListener) -> Result<(), St
 }
 
 /// The configuration file that the runtime's options ask for, if they do.
-fn configuration(bundle: &Path) -> Result<Option<PathBuf>, StartError> {
-    let mut bytes = Vec::new();
-    io::stdin().take(OPTIONS_MAX).read_to_end(&mut bytes).map_err(system("the runtime's options"))?;
-    let options = RuntimeOptions::read_bytes(&bytes)?;
+fn configuration(bundle: &Path, options: &RuntimeOptions) -> Result<Option<PathBuf>, StartError> {
     if !options.config_body.is_empty() {
         let path = bundle.join(INLINE_CONFIG);
-        fs::write(&path, options.config_body).map_err(system("the configuration in the bundle"))?;
+        fs::write(&path, &options.config_body).map_err(system("the configuration in the bundle"))?;
         return Ok(Some(path));
     }
-    Ok(Some(options.config_path).filter(|path| !path.is_empty()).map(PathBuf::from))
+    Ok(Some(&options.config_path).filter(|path| !path.is_empty()).map(PathBuf::from))
 }
 
 /// This binary again, as the long-running shim, with the listening socket at [`LISTENER`].

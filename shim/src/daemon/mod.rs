@@ -26,7 +26,7 @@ use crate::task_service::TaskService;
 pub(crate) const LISTENER: RawFd = 3;
 
 /// The environment variable with the path of containerd's ttrpc socket.
-const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
+pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 
 /// How long the last events may take.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);

@@ -29,6 +29,11 @@ pub(crate) enum OptionsError {
 }
 
 impl RuntimeOptions {
+    /// Whether these are options that a runtime of any kind takes.
+    pub(crate) fn are_in(options: &Any) -> bool {
+        options.type_url.rsplit('/').next() == Some(GENERIC)
+    }
+
     /// Reads options as containerd wraps them.
     ///
     /// # Errors
