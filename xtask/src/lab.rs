@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use rustix::process::{Signal, set_parent_process_death_signal};
-use saya_tests::lab::{self, Request};
+use saya_tests::lab::{self, Request, newer_containerd};
 
 use crate::{artifacts, setup};
 
@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// Start without containerd, which saves a few seconds.
     #[arg(long)]
     no_containerd: bool,
+    /// Use the newest containerd that Debian has instead of the installed one.
+    #[arg(long)]
+    newer_containerd: bool,
     /// Run on this machine, with a containerd set up for it, even though its KVM seems to lack the processor's support.
     #[arg(long, conflicts_with_all = ["icount", "console"])]
     on_this_host: bool,
@@ -65,9 +68,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         return lab::prepare(&checkout).map(|()| ExitCode::SUCCESS);
     }
     let usual = Request::new(&checkout, options.command.clone());
+    let mut installs = artifacts::installs()?;
+    if options.newer_containerd {
+        installs.extend(newer_containerd::installs()?);
+    }
     let request = Request {
         on_this_host: options.on_this_host || (usual.on_this_host && !options.icount && !options.cgroup_v1),
-        installs: artifacts::installs()?,
+        installs,
         without_containerd: options.no_containerd,
         memory_mib: options.memory,
         instruction_clock: options.icount,

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use saya_tests::e2e::{self, runner};
-use saya_tests::lab;
+use saya_tests::lab::{self, newer_containerd};
 
 use crate::artifacts;
 use crate::setup;
@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// containerd's name of the runtime under test.
     #[arg(long, default_value = OURS)]
     runtime: String,
+    /// Only the tests of pods, under the newest containerd that Debian has.
+    #[arg(long, requires = "e2e")]
+    newer_containerd: bool,
     /// Test what is built already: install and build nothing first.
     #[arg(long)]
     no_build: bool,
@@ -60,7 +63,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if !options.e2e && !lab::host::runs_microvms() {
         verdict += vmm_tests_in_lab()?;
     }
-    verdict += end_to_end(options)?;
+    if !options.newer_containerd {
+        verdict += end_to_end(options, Containerd::Installed)?;
+    }
+    if options.newer_containerd || !options.e2e {
+        verdict += on_newer_containerd(options)?;
+    }
     println!("{verdict}");
     Ok(if verdict.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -129,16 +137,41 @@ fn show(stream: impl Read, prefix: &str) -> Result<String> {
     Ok(all)
 }
 
+/// Which containerd the tests run under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Containerd {
+    Installed,
+    /// The newest that Debian has, for the tests of pods alone.
+    Newer,
+}
+
+/// Runs the tests of pods under a newer containerd; where it cannot be had, they count as one that was skipped.
+fn on_newer_containerd(options: &Options) -> Result<Verdict> {
+    match newer_containerd::installs() {
+        Ok(_) => end_to_end(options, Containerd::Newer),
+        Err(error) => {
+            println!("SKIP the tests of pods under a newer containerd: {error:#}");
+            Ok(Verdict { skipped: 1, ..Verdict::default() })
+        }
+    }
+}
+
 /// Runs the end-to-end tests, in two labs side by side where labs are virtual machines: each has one processor.
-fn end_to_end(options: &Options) -> Result<Verdict> {
-    let matching = e2e::all().iter().filter(|test| test.name.contains(&options.only)).count();
+fn end_to_end(options: &Options, containerd: Containerd) -> Result<Verdict> {
+    let tests = if containerd == Containerd::Newer { e2e::of_pods() } else { e2e::all() };
+    let matching = tests.iter().filter(|test| test.name.contains(&options.only)).count();
     ensure!(matching > 0, "no test's name contains {:?}", options.only);
     let shards = if lab::host::runs_microvms() { 1 } else { matching.min(2) };
-    heading(&format!("end-to-end tests of {} in {shards} lab(s)", options.runtime));
+    heading(&format!(
+        "end-to-end tests of {} in {shards} lab(s), containerd: {containerd:?}",
+        options.runtime
+    ));
     let begin = Instant::now();
     lab::prepare(&crate::checkout())?;
     let started: Vec<Shard> = (0..shards)
-        .map(|number| Shard::start(options, &options.only, number.to_string(), (number, shards), &[]))
+        .map(|number| {
+            Shard::start(options, &options.only, number.to_string(), (number, shards), containerd, &[])
+        })
         .collect::<Result<_>>()?;
     let verdicts: Vec<Result<Verdict>> = std::thread::scope(|scope| {
         let waiting: Vec<_> = started.into_iter().map(|shard| scope.spawn(|| shard.finish())).collect();
@@ -151,7 +184,7 @@ fn end_to_end(options: &Options) -> Result<Verdict> {
     for verdict in verdicts {
         sum += verdict?;
     }
-    if options.runtime == OURS && !lab::host::runs_microvms() {
+    if options.runtime == OURS && containerd == Containerd::Installed && !lab::host::runs_microvms() {
         sum += on_cgroup_v1(options)?;
     }
     println!("end-to-end tests: {sum}, in {:.0} s", begin.elapsed().as_secs_f64());
@@ -165,7 +198,7 @@ fn on_cgroup_v1(options: &Options) -> Result<Verdict> {
         only if only.contains(CGROUP_TESTS) => only,
         _ => return Ok(Verdict::default()),
     };
-    Shard::start(options, only, "cgroup v1".to_owned(), (0, 1), &["--cgroup-v1"])?.finish()
+    Shard::start(options, only, "cgroup v1".to_owned(), (0, 1), Containerd::Installed, &["--cgroup-v1"])?.finish()
 }
 
 /// A part of the end-to-end tests, in a lab of its own.
@@ -181,6 +214,7 @@ impl Shard {
         only: &str,
         name: String,
         (number, of): (usize, usize),
+        containerd: Containerd,
         lab_flags: &[&str],
     ) -> Result<Self> {
         let directory = lab::results_directory(&crate::checkout());
@@ -188,11 +222,12 @@ impl Shard {
         let results = directory.join(format!("e2e-{}-{}.json", std::process::id(), name.replace(' ', "-")));
         let tests = artifacts::target_directory()?.join("debug/saya-e2e");
         let mut command = Command::new(std::env::current_exe()?);
+        let newer = containerd == Containerd::Newer;
         command.args(["lab", "--end-with-parent", "--no-build"]).args(lab_flags);
         if !lab::host::runs_microvms() {
             command.args(["--time-limit", TIME_LIMIT]);
         }
-        command.arg("--").arg(tests);
+        command.args(newer.then_some("--newer-containerd")).arg("--").arg(tests).args(newer.then_some("--pods"));
         command.args(["--runtime", &options.runtime, "--only", only, "--shard", &format!("{number}/{of}")]);
         command.arg("--json").arg(&results).stdin(Stdio::null()).stdout(Stdio::piped());
         let process = command.spawn().context("starting a lab")?;

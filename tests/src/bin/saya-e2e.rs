@@ -23,6 +23,9 @@ struct Options {
     /// Only tests whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only the tests of pods, which go by CRI.
+    #[arg(long)]
+    pods: bool,
     /// Where the verdict is written as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -59,6 +62,7 @@ fn main() -> anyhow::Result<ExitCode> {
         runtime: options.runtime,
         shard: options.shard,
         only: options.only,
+        pods: options.pods,
         long: options.long,
     };
     let verdict = runner::run(&selection)?;

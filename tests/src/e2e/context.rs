@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 
 pub(super) use super::image_root::ImageRoot;
-pub(super) use crate::bench::runtimes::{BUSYBOX, REDIS};
+pub(super) use crate::bench::runtimes::{BUSYBOX, NGINX, REDIS};
 pub(super) use crate::ctr::ctr;
 use crate::ctr::remove;
 

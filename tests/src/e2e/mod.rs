@@ -41,6 +41,11 @@ pub struct Test {
     pub check: fn(&Context) -> anyhow::Result<()>,
 }
 
+/// The tests of pods, which go by CRI.
+pub fn of_pods() -> Vec<Test> {
+    pods::TESTS.to_vec()
+}
+
 /// Every test, in the order in which they run.
 pub fn all() -> Vec<Test> {
     [

@@ -34,6 +34,8 @@ pub struct Selection {
     pub shard: (usize, usize),
     /// Only tests whose name contains this.
     pub only: String,
+    /// Only the tests of pods, which go by CRI.
+    pub pods: bool,
     /// Whether tests that have a long form run in it.
     pub long: bool,
 }
@@ -100,7 +102,8 @@ pub fn run(selection: &Selection) -> anyhow::Result<Verdict> {
 /// The tests of this shard: every n-th.
 fn selected(selection: &Selection) -> Vec<Test> {
     let (shard, of) = selection.shard;
-    let wanted = super::all().into_iter().filter(|test| test.name.contains(&selection.only));
+    let tests = if selection.pods { super::of_pods() } else { super::all() };
+    let wanted = tests.into_iter().filter(|test| test.name.contains(&selection.only));
     wanted.enumerate().filter(|(index, _)| index % of.max(1) == shard).map(|(_, test)| test).collect()
 }
 

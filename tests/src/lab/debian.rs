@@ -110,18 +110,37 @@ fn archives_in(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(archives)
 }
 
-/// Downloads `packages` of this release's backports into `directory`, from the mirror that the machine uses, and gives the
-/// paths of the archives. The machine's own package lists stay as they are.
+/// A suite of Debian's archive that is not the machine's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suite {
+    /// Newer packages, built for the machine's release.
+    Backports,
+    /// The newest packages that there are.
+    Unstable,
+}
+
+impl Suite {
+    /// Its name, such as `bookworm-backports`.
+    fn name(self) -> String {
+        match self {
+            Self::Backports => format!("{}-backports", os_release("VERSION_CODENAME=")),
+            Self::Unstable => "sid".to_owned(),
+        }
+    }
+}
+
+/// Downloads `packages` of another suite into `directory`, from the mirror that the machine uses, and gives the paths of
+/// the archives. The machine's own package lists stay as they are.
 ///
 /// # Errors
 ///
-/// The machine's release has no backports, or they cannot be fetched.
-pub fn download_backports(packages: &[&str], directory: &Path) -> Result<Vec<PathBuf>> {
+/// The mirror has no such suite, or the packages cannot be fetched.
+pub fn download_from(suite: Suite, packages: &[&str], directory: &Path) -> Result<Vec<PathBuf>> {
     let state = directory.join("apt");
     for below in ["parts", "lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(state.join(below))?;
     }
-    fs::write(state.join("parts/backports.list"), backports_source()?)?;
+    fs::write(state.join("parts/suite.list"), source_of(suite)?)?;
     let apt = || {
         let mut apt = Command::new("apt-get");
         apt.args(["-q", "-o", "Dir::Etc::sourcelist=/dev/null"]).current_dir(directory);
@@ -132,19 +151,14 @@ pub fn download_backports(packages: &[&str], directory: &Path) -> Result<Vec<Pat
         apt
     };
     output_of(apt().arg("update"))?;
-    let names: Vec<String> = packages.iter().map(|name| format!("{name}/{}", suite("backports"))).collect();
+    let names: Vec<String> = packages.iter().map(|name| format!("{name}/{}", suite.name())).collect();
     output_of(apt().arg("download").args(names))?;
     fs::remove_dir_all(&state)?;
     archives_in(directory)
 }
 
-/// The name of this release's suite of the given kind, such as `bookworm-backports`.
-fn suite(kind: &str) -> String {
-    format!("{}-{kind}", os_release("VERSION_CODENAME="))
-}
-
-/// A line of sources.list for the backports, from the mirror that has the release itself.
-fn backports_source() -> Result<String> {
+/// A line of sources.list for the suite, from the mirror that has the release itself.
+fn source_of(suite: Suite) -> Result<String> {
     let format = "$(REPO_URI) $(RELEASE)";
     let targets = output_of(Command::new("apt-get").args([
         "indextargets",
@@ -156,7 +170,7 @@ fn backports_source() -> Result<String> {
     let mirror = targets.lines().find_map(|line| line.strip_suffix(&format!(" {release}")));
     let mirror = mirror.with_context(|| format!("apt has no source for the release {release:?}"))?;
     let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    Ok(format!("deb [signed-by={key}] {mirror} {} main\n", suite("backports")))
+    Ok(format!("deb [signed-by={key}] {mirror} {} main\n", suite.name()))
 }
 
 /// Unpacks a package's archive below `root`.

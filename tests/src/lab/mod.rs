@@ -17,6 +17,7 @@ mod images;
 mod initramfs;
 mod kernel;
 mod machine;
+pub mod newer_containerd;
 pub mod protocol;
 mod qemu;
 mod session;

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::cache::{self, Key};
-use super::debian;
+use super::debian::{self, Suite};
 
 /// QEMU, its firmware, and the BIOS that is a package of its own.
 const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];
@@ -68,7 +68,7 @@ fn major(version: &str) -> Option<u32> {
 fn download(directory: &Path) -> Result<()> {
     let archives = directory.join("archives");
     fs::create_dir(&archives)?;
-    for archive in debian::download_backports(&PACKAGES, &archives)? {
+    for archive in debian::download_from(Suite::Backports, &PACKAGES, &archives)? {
         debian::unpack(&archive, directory)?;
     }
     fs::remove_dir_all(&archives)?;

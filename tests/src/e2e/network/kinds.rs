@@ -93,6 +93,12 @@ pub(super) fn several(context: &Context) -> anyhow::Result<()> {
     outside.ip("link set trunk.7 up")?;
     outside.ip("addr add 10.79.2.1/24 dev trunk.7")?;
 
+    // An ipvlan and a macvlan cannot be on one interface.
+    ip("link add sayaup2 type veth peer name branch netns saya-outside")?;
+    ip("link set sayaup2 up")?;
+    outside.ip("link set branch up")?;
+    outside.ip("addr add 10.79.3.1/24 dev branch")?;
+
     let namespace = Netns::new("saya-several")?;
     let local = |subnet: &str| {
         host_local(
@@ -107,21 +113,25 @@ pub(super) fn several(context: &Context) -> anyhow::Result<()> {
     let second = Attachment::add(&namespace, "net1", [macvlan])?;
     let vlan = json!({"type": "vlan", "master": "sayaup", "vlanId": 7, "ipam": local("10.79.2.0/24")});
     let third = Attachment::add(&namespace, "net2", [vlan])?;
+    let ipvlan = json!({"type": "ipvlan", "master": "sayaup2", "mode": "l2", "ipam": local("10.79.3.0/24")});
+    let fourth = Attachment::add(&namespace, "net3", [ipvlan])?;
 
     let container = context.start(BUSYBOX, "several", &[&namespace.flag()], &ECHO)?;
-    for interface in ["eth0", "net1", "net2"] {
+    for interface in ["eth0", "net1", "net2", "net3"] {
         expect_same_network(&container, &namespace, interface)?;
     }
-    for peer in ["10.79.0.1", "10.79.1.1", "10.79.2.1"] {
+    for peer in ["10.79.0.1", "10.79.1.1", "10.79.2.1", "10.79.3.1"] {
         expect_ping(&container, peer, 1400)?;
     }
-    for address in ["10.79.1.9", "10.79.2.9"] {
+    for address in ["10.79.1.9", "10.79.2.9", "10.79.3.9"] {
         finish(outside.command("busybox").args(["ping", "-c", "1", "-W", "20", address]))?;
     }
     container.remove()?;
+    fourth.delete()?;
     third.delete()?;
     second.delete()?;
     first.delete()?;
+    remove_link("sayaup2")?;
     remove_link("sayaup")
 }
 

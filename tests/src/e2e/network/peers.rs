@@ -39,7 +39,7 @@ pub(in crate::e2e) fn exchange(address: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// Connects as soon as the container listens.
-fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+pub(in crate::e2e) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     let mut connected = None;
     eventually(&format!("{address} listens"), || {
         connected = TcpStream::connect_timeout(&address, PATIENCE).ok();

@@ -6,8 +6,9 @@ use super::fixture::{GRACE, Node, Pod};
 use crate::cri::messages::{CONTAINER_EXITED, CONTAINER_RUNNING, SANDBOX_READY};
 use crate::e2e::context::{Context, eventually};
 
-/// How often the sidecar is restarted.
+/// How often the sidecar is restarted, and how often in the long form.
 const RESTARTS: u32 = 5;
+const MANY_RESTARTS: u32 = 20;
 
 pub(super) fn any_order(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
@@ -26,7 +27,7 @@ pub(super) fn any_order(context: &Context) -> anyhow::Result<()> {
     // The last one has gone: the pod stays, and takes more.
     ensure!(pod.cri.pod_status(&pod.id)?.state == SANDBOX_READY, "the pod ended with its containers");
     let main = pod.start_idle("main")?;
-    for attempt in 0..RESTARTS {
+    for attempt in 0..if context.long { MANY_RESTARTS } else { RESTARTS } {
         let mut config = pod.container("sidecar", &["sh", "-c", "echo $ATTEMPT > /attempt; exec sleep 3600"]);
         config
             .envs

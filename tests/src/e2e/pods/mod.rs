@@ -28,5 +28,7 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "volumes_are_as_a_kubelet_has_prepared_them", check: volumes::kinds },
     Test { name: "pods_outlive_containerd_and_a_dead_one_is_known_as_dead", check: recovery::recovers },
     Test { name: "redis_and_its_client_in_one_pod", check: scenarios::redis },
+    Test { name: "nginx_answers_behind_a_port_of_the_host", check: scenarios::web },
+    Test { name: "pods_one_after_another_leave_nothing", check: scenarios::one_after_another },
     Test { name: "pods_at_once_talk_over_the_bridge", check: scenarios::neighbours },
 ];

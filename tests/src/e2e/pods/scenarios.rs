@@ -1,18 +1,28 @@
 //! Whole pods at work.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::thread;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 
 use super::fixture::Node;
+use super::lifecycle::wait_for_exit;
 use crate::cri::messages::{ImageSpec, PortMapping};
-use crate::e2e::context::{Context, REDIS, eventually};
-use crate::e2e::network::peers::{ECHO, ECHO_PORT, exchange};
+use crate::e2e::context::{Context, NGINX, REDIS, eventually};
+use crate::e2e::network::peers::{ECHO, ECHO_PORT, connect, exchange};
+use crate::leaks::Holdings;
 
-/// How many pods there are at once.
+/// The host in the network of the pods.
+const GATEWAY: &str = "10.88.0.1";
+/// How many pods there are at once, and how many in the long form.
 const PODS: usize = 3;
+const MANY_PODS: usize = 10;
+/// How many pods there are one after another, and how many in the long form.
+const SEQUENCE: usize = 2;
+const LONG_SEQUENCE: usize = 100;
 const HOST_PORT: u16 = 18_090;
+const WEB_PORT: u16 = 18_091;
 
 pub(super) fn redis(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
@@ -31,6 +41,7 @@ pub(super) fn redis(context: &Context) -> anyhow::Result<()> {
 }
 
 pub(super) fn neighbours(context: &Context) -> anyhow::Result<()> {
+    let count = if context.long { MANY_PODS } else { PODS };
     let node = Node::new(context)?;
     let pods = thread::scope(|scope| {
         let start = |number: usize| {
@@ -38,17 +49,12 @@ pub(super) fn neighbours(context: &Context) -> anyhow::Result<()> {
             move || {
                 let mut config = node.pod_config(&format!("neighbour-{number}"));
                 if number == 0 {
-                    let mapping = PortMapping {
-                        container_port: i32::from(ECHO_PORT),
-                        host_port: i32::from(HOST_PORT),
-                        ..PortMapping::default()
-                    };
-                    config.port_mappings.push(mapping);
+                    config.port_mappings.push(mapping(HOST_PORT, ECHO_PORT));
                 }
                 node.run_with(config)
             }
         };
-        let started: Vec<_> = (0..PODS).map(|number| scope.spawn(start(number))).collect();
+        let started: Vec<_> = (0..count).map(|number| scope.spawn(start(number))).collect();
         let joined = started
             .into_iter()
             .map(|pod| pod.join().map_err(|_| anyhow::anyhow!("a pod's thread panicked"))?);
@@ -72,6 +78,59 @@ pub(super) fn neighbours(context: &Context) -> anyhow::Result<()> {
     for address in &addresses {
         exchange(SocketAddr::new(address.parse()?, ECHO_PORT))?;
     }
-    exchange(SocketAddr::new("10.88.0.1".parse()?, HOST_PORT))?;
+    exchange(SocketAddr::new(GATEWAY.parse()?, HOST_PORT))?;
     pods.into_iter().try_for_each(super::fixture::Pod::remove)
+}
+
+/// A port of the host's that is a pod's.
+fn mapping(host_port: u16, container_port: u16) -> PortMapping {
+    PortMapping {
+        container_port: container_port.into(),
+        host_port: host_port.into(),
+        ..PortMapping::default()
+    }
+}
+
+pub(super) fn web(context: &Context) -> anyhow::Result<()> {
+    let node = Node::new(context)?;
+    let mut config = node.pod_config("web");
+    config.port_mappings.push(mapping(WEB_PORT, 80));
+    let pod = node.run_with(config)?;
+    let mut server = pod.container("server", &["nginx", "-g", "daemon off;"]);
+    server.image = Some(ImageSpec { image: NGINX.to_owned() });
+    pod.start_with(&server)?;
+    for address in [SocketAddr::new(pod.address()?.parse()?, 80), SocketAddr::new(GATEWAY.parse()?, WEB_PORT)]
+    {
+        let answer = get(address)?;
+        ensure!(
+            answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("\r\n\r\nserved by nginx\n"),
+            "{answer}"
+        );
+    }
+    eventually("both are in the log", || Ok(pod.log("server")?.matches("GET / HTTP/1.0").count() == 2))?;
+    pod.remove()
+}
+
+/// What the server at `address` answers, once it listens.
+fn get(address: SocketAddr) -> anyhow::Result<String> {
+    let mut stream = connect(address)?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    Ok(std::io::read_to_string(stream)?)
+}
+
+pub(super) fn one_after_another(context: &Context) -> anyhow::Result<()> {
+    let node = Node::new(context)?;
+    let count = if context.long { LONG_SEQUENCE } else { SEQUENCE };
+    let mut before = None;
+    for number in 0..count {
+        let pod = node.run("sequence")?;
+        let container = pod.start("main", &["sh", "-c", "exit 4"])?;
+        wait_for_exit(&pod, &container, 4)?;
+        pod.remove().with_context(|| format!("pod {number}"))?;
+        // The first leaves the bridge, and the cgroups above all pods.
+        let before = before.get_or_insert_with(Holdings::now);
+        eventually("nothing is left of the pod", || Ok(before.leaked_by(&Holdings::now()).is_empty()))
+            .with_context(|| format!("pod {number}: {:?}", before.leaked_by(&Holdings::now())))?;
+    }
+    Ok(())
 }

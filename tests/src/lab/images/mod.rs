@@ -3,7 +3,7 @@
 mod busybox;
 mod layout;
 mod pause;
-mod redis;
+mod program;
 
 use std::path::PathBuf;
 
@@ -15,5 +15,7 @@ use anyhow::Result;
 ///
 /// An image cannot be made; the message says which and why.
 pub(super) fn all() -> Result<Vec<PathBuf>> {
-    Ok(vec![busybox::archive()?, redis::archive()?, pause::archive()?])
+    let mut archives = program::archives()?;
+    archives.extend([busybox::archive()?, pause::archive()?]);
+    Ok(archives)
 }
