@@ -198,7 +198,8 @@ fn on_cgroup_v1(options: &Options) -> Result<Verdict> {
         only if only.contains(CGROUP_TESTS) => only,
         _ => return Ok(Verdict::default()),
     };
-    Shard::start(options, only, "cgroup v1".to_owned(), (0, 1), Containerd::Installed, &["--cgroup-v1"])?.finish()
+    Shard::start(options, only, "cgroup v1".to_owned(), (0, 1), Containerd::Installed, &["--cgroup-v1"])?
+        .finish()
 }
 
 /// A part of the end-to-end tests, in a lab of its own.
@@ -227,7 +228,11 @@ impl Shard {
         if !lab::host::runs_microvms() {
             command.args(["--time-limit", TIME_LIMIT]);
         }
-        command.args(newer.then_some("--newer-containerd")).arg("--").arg(tests).args(newer.then_some("--pods"));
+        command
+            .args(newer.then_some("--newer-containerd"))
+            .arg("--")
+            .arg(tests)
+            .args(newer.then_some("--pods"));
         command.args(["--runtime", &options.runtime, "--only", only, "--shard", &format!("{number}/{of}")]);
         command.arg("--json").arg(&results).stdin(Stdio::null()).stdout(Stdio::piped());
         let process = command.spawn().context("starting a lab")?;
