@@ -63,12 +63,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if !options.e2e && !lab::host::runs_microvms() {
         verdict += vmm_tests_in_lab()?;
     }
-    if !options.newer_containerd {
-        verdict += end_to_end(options, Containerd::Installed)?;
-    }
-    if options.newer_containerd || !options.e2e {
-        verdict += on_newer_containerd(options)?;
-    }
+    verdict += if options.newer_containerd {
+        on_newer_containerd(options)?
+    } else {
+        end_to_end(options, Containerd::Installed)?
+    };
     println!("{verdict}");
     Ok(if verdict.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
