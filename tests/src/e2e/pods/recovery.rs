@@ -1,5 +1,7 @@
 //! Pods when something beside them ends: containerd, or their virtual machine.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -9,6 +11,9 @@ use crate::cri::messages::{CONTAINER_EXITED, CONTAINER_RUNNING, SANDBOX_READY};
 use crate::ctr::ctr;
 use crate::e2e::context::{Context, eventually};
 use crate::e2e::restart::kill_containerd;
+
+/// Long enough for a shell to hear of a signal, on any machine.
+const LONG_GRACE: Duration = Duration::from_secs(5);
 
 pub(super) fn recovers(context: &Context) -> anyhow::Result<()> {
     let before = Node::new(context)?;
@@ -21,13 +26,15 @@ pub(super) fn recovers(context: &Context) -> anyhow::Result<()> {
     // The connection to containerd has gone with it.
     let node = Node::new(context)?;
     let pod = node.adopt(pod);
+    // containerd answers others before its CRI plugin has found what there is.
+    eventually("the CRI plugin answers", || Ok(pod.cri.pod_status(&pod.id).is_ok()))?;
     ensure!(pod.cri.pod_status(&pod.id)?.state == SANDBOX_READY, "the pod is not ready any more");
     ensure!(pod.cri.status(&id)?.state == CONTAINER_RUNNING, "the container runs no more");
     ensure!(pod.sh(&id, "echo inside")? == "inside\n");
     let written = pod.log("ticking")?.len();
     eventually("the log grows on", || Ok(pod.log("ticking")?.len() > written))?;
     // It is asked to end, does not, and is killed when its time is over.
-    pod.cri.stop(&id, super::fixture::GRACE)?;
+    pod.cri.stop(&id, LONG_GRACE)?;
     wait_for_exit(&pod, &id, 137)?;
     ensure!(pod.log("ticking")?.contains(" stdout F asked\n"), "it was not asked");
 
