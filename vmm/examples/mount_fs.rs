@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut writeback = false;
     let mut remote_locks = false;
     let mut implicit_opens = false;
-    let mut budget = DescriptorBudget::of_this_process();
+    let mut budget = DescriptorBudget::of_this_process(1);
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match option.as_str() {
@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         implicit_opens,
         most_inodes: 1 << 20,
     };
-    let mut server = Server::with_budget(config, budget)?;
+    let mut server = Server::new(config, budget)?;
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let data = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",

@@ -37,8 +37,12 @@ pub const READY_LINE_LIMIT: usize = 512;
 /// How long the agent waits for a stream that a request named and that has not connected yet.
 pub const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where the agent mounts the virtio-fs share. The shim writes paths below it into the specs it translates.
+/// Where the agent mounts what the host shares, [`PRIVATE_SHARE`] and [`LIVE_SHARE`] by their names. The shim writes paths
+/// below it into the specs it translates.
 pub const SHARE_PATH: &str = "/run/saya/share";
 
-/// The tag of the virtio-fs device that holds the share.
-pub const SHARE_TAG: &str = "share";
+/// The tag of the virtio-fs device with what only the guest writes: root file systems, as `<container>/rootfs`.
+pub const PRIVATE_SHARE: &str = "private";
+
+/// The tag of the virtio-fs device with what the host writes, too: volumes, as `<number>`.
+pub const LIVE_SHARE: &str = "live";

@@ -1,21 +1,34 @@
-//! The host's files: a virtio-fs that all containers of the pod take their roots and volumes from.
+//! The host's files: virtio-fs that all containers of the pod take their roots and volumes from.
 
 use std::fs;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, rmdir, statx, unlink};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, major, minor, open, rmdir, stat, statx, unlink};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
-use saya_agent_api::{SHARE_PATH, SHARE_TAG};
+use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE, SHARE_PATH};
 
 use crate::container::plan::{MountPlan, MountSource};
 use crate::error::{Action, Error, Result};
 
-/// Mounts the share.
+/// Mounts what the host shares.
 pub(super) fn mount() -> Result<()> {
-    let action = || format!("mount the share {SHARE_TAG:?} on {SHARE_PATH}");
-    fs::create_dir_all(SHARE_PATH).action(action)?;
-    rustix::mount::mount(SHARE_TAG, SHARE_PATH, "virtiofs", MountFlags::empty(), None).action(action)
+    [PRIVATE_SHARE, LIVE_SHARE].into_iter().try_for_each(|tag| {
+        let place = Path::new(SHARE_PATH).join(tag);
+        let action = || format!("mount the share {tag:?} on {}", place.display());
+        fs::create_dir_all(&place).action(action)?;
+        rustix::mount::mount(tag, &place, "virtiofs", MountFlags::empty(), None).action(action)
+    })?;
+    collect_writes(&Path::new(SHARE_PATH).join(PRIVATE_SHARE))
+}
+
+/// Lets the file system that is mounted at `place` have a tenth of the pages that may wait to be written. The kernel allows
+/// FUSE a hundredth, and makes a writer that has more of them sleep (`fuse_bdi_init`, fs/fuse/inode.c). More than a tenth
+/// could fill a container's memory limit, since these pages are not counted against it when they are limited.
+fn collect_writes(place: &Path) -> Result<()> {
+    let action = || format!("raise the limit of unwritten pages of {}", place.display());
+    let device = stat(place).action(action)?.st_dev;
+    fs::write(format!("/sys/class/bdi/{}:{}/max_ratio", major(device), minor(device)), "10").action(action)
 }
 
 /// Lets the kernel mount the volumes of the share that a container binds. Each is a file system of its own, mounted when a

@@ -2,6 +2,7 @@
 
 /// Name and text of each patch, in the order in which they are applied.
 pub(super) const ALL: &[(&str, &str)] = &[
+    ("fuse-submount-nosec.patch", include_str!("../../patches/fuse-submount-nosec.patch")),
     ("pvh-without-xen.patch", include_str!("../../patches/pvh-without-xen.patch")),
     ("scattered-features-once.patch", include_str!("../../patches/scattered-features-once.patch")),
 ];

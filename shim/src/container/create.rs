@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
+use rustix::fs::StatVfsMountFlags;
 use rustix::mount::MountPropagationFlags;
 use saya_agent_api::agent::CreateContainerRequest;
+use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE};
 use serde_json::Value;
 
 use super::error::TaskError;
@@ -94,7 +96,12 @@ impl Tasks {
     ) -> Result<u32, TaskError> {
         let Translation { mut guest, volumes, hooks, root, network_namespace } = translation;
         self.check_network(network_namespace.as_deref())?;
-        lay_out(&places, root_mounts(&request.rootfs), root).await?;
+        if lay_out(&places, root_mounts(&request.rootfs), root).await? == Access::ReadOnly {
+            // The guest would collect writes and learn too late that there is no place for them.
+            if let Some(root) = guest.get_mut("root").and_then(Value::as_object_mut) {
+                root.insert("readonly".into(), Value::Bool(true));
+            }
+        }
         self.mount_volumes(&request.id, volumes, &mut guest).await?;
         self.pod().timeline().mark(|timeline| &mut timeline.rootfs_mounted_ns);
 
@@ -219,12 +226,19 @@ fn root_mounts(rootfs: &[Mount]) -> Vec<mount::Request> {
         .collect()
 }
 
-/// Mounts a container's root file system. The guest boots meanwhile.
+/// What a mounted root file system allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// Mounts a container's root file system, and tells what it allows. The guest boots meanwhile.
 async fn lay_out(
     places: &ContainerPlaces,
     root_mounts: Vec<mount::Request>,
     root: PathBuf,
-) -> Result<(), TaskError> {
+) -> Result<Access, TaskError> {
     let places = places.clone();
     blocking(move || {
         let target = places.create().map_err(|error| format!("the container's directory: {error}"))?;
@@ -235,7 +249,10 @@ async fn lay_out(
                 .map_err(|error| format!("the root file system: {error}"))?;
         }
         let flags = MountPropagationFlags::DOWNSTREAM;
-        mount::change_propagation(&target, flags, true).map_err(|error| error.to_string())
+        mount::change_propagation(&target, flags, true).map_err(|error| error.to_string())?;
+        let flags =
+            rustix::fs::statvfs(&target).map_err(|error| format!("the root file system: {error}"))?.f_flag;
+        Ok(if flags.contains(StatVfsMountFlags::RDONLY) { Access::ReadOnly } else { Access::ReadWrite })
     })
     .await
 }
@@ -279,8 +296,8 @@ impl Tasks {
             Ok(released)
         });
         let names = removed.await.unwrap_or_default();
-        let volumes = names.into_iter().map(|name| format!("live/{name}"));
-        volumes.chain([format!("private/{container}")]).collect()
+        let volumes = names.into_iter().map(|name| format!("{LIVE_SHARE}/{name}"));
+        volumes.chain([format!("{PRIVATE_SHARE}/{container}")]).collect()
     }
 }
 

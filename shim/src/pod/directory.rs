@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tree/                     the share's skeleton, which only the shim writes
-//! share/                    tree/, mounted read-only: what virtio-fs serves
+//! share/                    tree/, mounted read-only: what virtio-fs serves, each of its two directories by a device of its own
 //! share/private/<id>/rootfs   a container's root file system, mounted there
 //! share/live/<n>              a volume, mounted there
 //! vsock.sock                connections to the guest's vsock ports (`CONNECT <port>`)
@@ -21,6 +21,7 @@ use std::{fs, io};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
+use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE};
 
 use crate::mount::{self, Binding};
 
@@ -70,8 +71,9 @@ impl PodDirectory {
         self.remove()?;
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700).create(&self.base).map_err(at(&self.base))?;
-        for directory in [self.tree(), self.share(), self.tree().join("private"), self.tree().join("live")] {
-            fs::DirBuilder::new().mode(0o755).create(&directory).map_err(at(&directory))?;
+        let regions = [PRIVATE_SHARE, LIVE_SHARE].map(|name| self.tree().join(name));
+        for directory in [self.tree(), self.share()].iter().chain(&regions) {
+            fs::DirBuilder::new().mode(0o755).create(directory).map_err(at(directory))?;
         }
         let share = self.share();
         mount::bind(&self.tree(), &share, &Binding::default()).map_err(at(&share))?;
@@ -125,7 +127,7 @@ impl PodDirectory {
 
     /// The places of one container.
     pub(crate) fn container(&self, id: &str) -> ContainerPlaces {
-        let private = |base: PathBuf| base.join("private").join(id);
+        let private = |base: PathBuf| base.join(PRIVATE_SHARE).join(id);
         ContainerPlaces { tree: private(self.tree()), share: private(self.share()) }
     }
 
@@ -134,13 +136,13 @@ impl PodDirectory {
     /// # Errors
     /// What the system returned, with the path.
     pub(crate) fn create_volume(&self, name: &str, directory: bool) -> io::Result<PathBuf> {
-        let place = self.tree().join("live").join(name);
+        let place = self.tree().join(LIVE_SHARE).join(name);
         if directory {
             fs::DirBuilder::new().mode(0o755).create(&place).map_err(at(&place))?;
         } else {
             fs::File::create_new(&place).map_err(at(&place))?;
         }
-        Ok(self.share().join("live").join(name))
+        Ok(self.share().join(LIVE_SHARE).join(name))
     }
 
     /// Unmounts a volume and takes its place away. It is fine if they are not there.
@@ -148,9 +150,9 @@ impl PodDirectory {
     /// # Errors
     /// What the system returned, with the path.
     pub(crate) fn remove_volume(&self, name: &str) -> io::Result<()> {
-        let mounted = self.share().join("live").join(name);
+        let mounted = self.share().join(LIVE_SHARE).join(name);
         mount::unmount_all(&mounted).map_err(at(&mounted))?;
-        let place = self.tree().join("live").join(name);
+        let place = self.tree().join(LIVE_SHARE).join(name);
         let removed = if place.is_dir() { fs::remove_dir(&place) } else { fs::remove_file(&place) };
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&place)(error)),

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use saya_agent_api::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest};
-use saya_agent_api::{READY_LINE_LIMIT, READY_PORT};
-use saya_vmm::control::{self, Boot, ControlError, Event, FileRole, Interface, Request, ShimEnd, StopReason};
+use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE, READY_LINE_LIMIT, READY_PORT};
+use saya_vmm::control::{
+    self, Boot, ControlError, Event, FileRole, Interface, Request, Share, ShimEnd, StopReason, Writers,
+};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
@@ -100,6 +102,12 @@ pub(crate) struct Vm {
     stop: mpsc::Sender<String>,
 }
 
+/// The directories of the pod's share and who writes below them.
+fn shares() -> Vec<Share> {
+    let regions = [(PRIVATE_SHARE, Writers::Guest), (LIVE_SHARE, Writers::GuestAndHost)];
+    regions.map(|(name, writers)| Share { name: name.into(), writers }).into()
+}
+
 /// What a VM is made of.
 pub(crate) struct Plan<'a> {
     /// Kernel, initramfs and kernel parameters.
@@ -153,6 +161,7 @@ impl Vm {
                 .concat()
                 .join(" "),
             console_verbose: config.console_verbose,
+            shares: shares(),
             interfaces: interfaces.iter().map(described).collect(),
             files: files.iter().map(|(role, _)| *role).collect(),
         };

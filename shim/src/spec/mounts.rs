@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use saya_agent_api::SHARE_PATH;
+use saya_agent_api::{LIVE_SHARE, SHARE_PATH};
 use serde_json::{Map, Value};
 
 use super::devices;
@@ -174,7 +174,7 @@ pub(crate) fn translate(
 /// Sets where the guest finds a volume, whose name in the share is `name`.
 pub(crate) fn place(guest: &mut Value, volume: &Volume, name: &str) {
     if let Some(mount) = guest.pointer_mut(&format!("/mounts/{}", volume.mount)) {
-        mount["source"] = Value::String(format!("{SHARE_PATH}/live/{name}"));
+        mount["source"] = Value::String(format!("{SHARE_PATH}/{LIVE_SHARE}/{name}"));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use saya_agent_api::SHARE_PATH;
+use saya_agent_api::{PRIVATE_SHARE, SHARE_PATH};
 use serde_json::{Value, json};
 
 use super::annotations::{self, UnknownAnnotation};
@@ -106,7 +106,7 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
 
 /// Where the guest finds a container's root file system.
 fn guest_rootfs(container: &str) -> String {
-    format!("{SHARE_PATH}/private/{container}/rootfs")
+    format!("{SHARE_PATH}/{PRIVATE_SHARE}/{container}/rootfs")
 }
 
 /// In the guest a container's cgroup has its id as its name; on the host the path must still be one.

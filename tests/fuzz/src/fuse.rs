@@ -57,8 +57,8 @@ pub(crate) fn configuration(share: &std::path::Path) -> FsConfig {
 }
 
 fn serve(share: &std::path::Path, input: &[u8]) {
-    let mut server = Server::with_budget(configuration(share), DescriptorBudget { inodes: 64, handles: 64 })
-        .expect("a server");
+    let mut server =
+        Server::new(configuration(share), DescriptorBudget { inodes: 64, handles: 64 }).expect("a server");
     let mut input = Input::new(input);
     for unique in 0..REQUESTS {
         let Some(mut request) = request(&mut input, unique as u64) else { break };

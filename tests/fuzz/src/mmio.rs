@@ -23,6 +23,7 @@ use saya_vmm::devices::virtio::net::{Net, NetConfig, NetThreads, Offloads, Tap};
 use saya_vmm::devices::virtio::rng::Rng;
 use saya_vmm::devices::virtio::vsock::{UnixSocketConnector, Vsock, VsockConfig};
 use saya_vmm::event_loop::{EventFlags, EventLoop, Handler};
+use saya_vmm::fs::DescriptorBudget;
 use saya_vmm::jail::Confinement;
 use saya_vmm::memory::{self, GuestMemory};
 use tempfile::TempDir;
@@ -52,7 +53,8 @@ pub(crate) fn run(input: &[u8]) {
 /// A share with a file in it.
 fn shared(directory: &Path) -> Fs {
     std::fs::write(directory.join("f"), b"content").expect("a file");
-    Fs::new(crate::fuse::configuration(directory), &Confinement::none()).expect("the fs device")
+    let budget = DescriptorBudget { inodes: 64, handles: 64 };
+    Fs::new(crate::fuse::configuration(directory), budget, &Confinement::none()).expect("the fs device")
 }
 
 fn vsock(directory: &Path) -> Vsock {

@@ -178,7 +178,7 @@ mod tests {
     use std::io::{Read, Seek, Write};
 
     use super::*;
-    use crate::control::{Boot, FileRole, StopReason};
+    use crate::control::{Boot, FileRole, Share, StopReason, Writers};
 
     fn boot() -> Boot {
         Boot {
@@ -187,6 +187,7 @@ mod tests {
             guest_cid: 3,
             kernel_parameters: "noxsave".into(),
             console_verbose: false,
+            shares: vec![Share { name: "live".into(), writers: Writers::GuestAndHost }],
             interfaces: Vec::new(),
             files: vec![FileRole::Kernel],
         }

@@ -34,10 +34,32 @@ pub struct Boot {
     pub kernel_parameters: String,
     /// Whether the guest kernel writes its log to the console as it goes (slow), and not only when it panics.
     pub console_verbose: bool,
+    /// Directories that virtio-fs serves, each a device of its own.
+    pub shares: Vec<Share>,
     /// Network interfaces, in the order in which the guest sees them.
     pub interfaces: Vec<Interface>,
     /// What the descriptors that come with the message are.
     pub files: Vec<FileRole>,
+}
+
+/// A directory that virtio-fs serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// The name of a directory in that of [`FileRole::Share`], and the tag that the guest mounts it by: 1 to 36 bytes.
+    pub name: String,
+    /// Who writes below it.
+    pub writers: Writers,
+}
+
+/// Who writes to shared files. The directories in the shared one are the host's in either case: it adds and removes them
+/// while the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Writers {
+    /// The guest alone, which may keep and collect what it reads and writes.
+    Guest,
+    /// The host, too. Its changes are to be seen in the guest within a second.
+    GuestAndHost,
 }
 
 /// A network interface of the guest. Its taps come as descriptors: one [`FileRole::Tap`] for each queue pair.
@@ -59,7 +81,7 @@ pub enum FileRole {
     Kernel,
     /// The initramfs, readable.
     Initramfs,
-    /// The directory that virtio-fs serves under the tag `share`, a mount point. Needed: it becomes the VMM's root.
+    /// The directory that holds those of [`Boot::shares`], a mount point. Needed: it becomes the VMM's root.
     Share,
     /// A listening Unix stream socket for connections to the guest's vsock ports.
     Vsock,

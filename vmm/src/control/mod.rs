@@ -20,4 +20,6 @@ mod endpoint;
 mod message;
 
 pub use endpoint::{ControlError, Endpoint, ShimEnd, VmmEnd, pair};
-pub use message::{Boot, CONSOLE_TAIL, Counters, Event, FileRole, Interface, Request, StopReason, Timeline};
+pub use message::{
+    Boot, CONSOLE_TAIL, Counters, Event, FileRole, Interface, Request, Share, StopReason, Timeline, Writers,
+};

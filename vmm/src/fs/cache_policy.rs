@@ -1,9 +1,8 @@
 //! How long the guest may trust what it was told.
 //!
-//! The shared directory has regions with different owners. Below some the guest alone writes, so that it may keep
-//! what it knows; below others the host writes too, so that the guest must ask again soon. A region is named by the
-//! first component of the path, and begins some levels further down: above that the host adds and removes
-//! directories whenever a container comes or goes, and the guest asks every time.
+//! Where the guest alone writes, it may keep what it knows; where the host writes too, the guest must ask again soon. In
+//! either case that begins some levels below the shared directory: above that the host adds and removes directories
+//! whenever a container comes or goes, and the guest asks every time.
 
 use std::time::Duration;
 
@@ -51,77 +50,56 @@ impl Caching {
     };
 }
 
-/// What holds in one region.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheRule {
-    /// The first component of the region's paths.
-    pub first_component: String,
-    /// How many components a directory's path has at least for the names in it to be cached.
-    pub depth: u8,
-    /// What holds from there on.
-    pub caching: Caching,
-}
-
 /// What holds where.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CachePolicy {
-    rules: Vec<CacheRule>,
-    otherwise: Caching,
+    /// How many components a directory's path has at least for the names in it to be cached; `None` where that, and the
+    /// shared directory itself, is cached from the start.
+    depth: Option<u8>,
+    caching: Caching,
 }
 
 /// Where in the shared directory an inode was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     depth: u8,
-    rule: Option<u8>,
 }
 
 impl CachePolicy {
     /// The same everywhere.
     pub fn uniform(caching: Caching) -> Self {
-        Self { rules: Vec::new(), otherwise: caching }
+        Self { depth: None, caching }
     }
 
-    /// Regions with rules of their own; nothing is cached elsewhere. Rules beyond the 255th do not count.
-    pub fn by_region(rules: Vec<CacheRule>) -> Self {
-        Self { rules, otherwise: Caching::NONE }
+    /// Names are cached in directories whose path has at least `depth` components, and with them what they name. Nothing
+    /// is cached above.
+    pub fn below(depth: u8, caching: Caching) -> Self {
+        Self { depth: Some(depth), caching }
     }
 
     pub(super) fn root(&self) -> Place {
-        Place { depth: 0, rule: None }
+        Place { depth: 0 }
     }
 
-    /// The place of `name` in the directory at `parent`.
-    pub(super) fn child(&self, parent: Place, name: &[u8]) -> Place {
-        let rule = match parent.depth {
-            0 => (0..u8::MAX)
-                .zip(&self.rules)
-                .find_map(|(index, rule)| (rule.first_component.as_bytes() == name).then_some(index)),
-            _ => parent.rule,
-        };
-        Place { depth: parent.depth.saturating_add(1), rule }
+    /// The place of a name in the directory at `parent`.
+    pub(super) fn child(&self, parent: Place) -> Place {
+        Place { depth: parent.depth.saturating_add(1) }
     }
 
     /// What holds for the names in the directory at `place`, and for its own list of names.
     pub(super) fn names_in(&self, place: Place) -> Caching {
-        match self.rule(place) {
-            Some(rule) if place.depth < rule.depth => Caching::NONE,
-            Some(rule) => rule.caching,
-            None => self.otherwise,
+        match self.depth {
+            Some(depth) if place.depth < depth => Caching::NONE,
+            _ => self.caching,
         }
     }
 
     /// What holds for the attributes and the contents of the inode at `place`.
     pub(super) fn inode(&self, place: Place) -> Caching {
-        match self.rule(place) {
-            Some(rule) if place.depth <= rule.depth => Caching::NONE,
-            Some(rule) => rule.caching,
-            None => self.otherwise,
+        match self.depth {
+            Some(depth) if place.depth <= depth => Caching::NONE,
+            _ => self.caching,
         }
-    }
-
-    fn rule(&self, place: Place) -> Option<&CacheRule> {
-        self.rules.get(usize::from(place.rule?))
     }
 }
 
@@ -129,47 +107,30 @@ impl CachePolicy {
 mod tests {
     use super::*;
 
-    fn policy() -> CachePolicy {
-        let rule = |name: &str, caching| CacheRule { first_component: name.into(), depth: 2, caching };
-        CachePolicy::by_region(vec![rule("private", Caching::EXCLUSIVE), rule("live", Caching::SHARED)])
-    }
-
     fn place(policy: &CachePolicy, path: &str) -> Place {
-        path.split('/')
-            .filter(|name| !name.is_empty())
-            .fold(policy.root(), |at, name| policy.child(at, name.as_bytes()))
+        path.split('/').filter(|name| !name.is_empty()).fold(policy.root(), |at, _| policy.child(at))
     }
 
     #[test]
-    fn names_above_a_region_are_never_cached() {
-        let policy = policy();
-        for path in ["", "private", "live", "elsewhere", "elsewhere/a/b/c", "elsewhere/private/a/b"] {
+    fn names_that_the_host_adds_and_removes_are_never_cached() {
+        let policy = CachePolicy::below(2, Caching::EXCLUSIVE);
+        for path in ["", "a"] {
             assert_eq!(policy.names_in(place(&policy, path)), Caching::NONE, "{path}");
             assert_eq!(policy.inode(place(&policy, path)), Caching::NONE, "{path}");
         }
     }
 
     #[test]
-    fn a_region_begins_with_the_names_in_its_directories() {
-        let policy = policy();
-        for (path, caching) in [("private/c1", Caching::EXCLUSIVE), ("live/c1", Caching::SHARED)] {
+    fn caching_begins_with_the_names_in_a_directory_and_not_with_its_attributes() {
+        let policy = CachePolicy::below(2, Caching::EXCLUSIVE);
+        let at = place(&policy, "a/b");
+        assert_eq!(policy.names_in(at), Caching::EXCLUSIVE);
+        assert_eq!(policy.inode(at), Caching::NONE);
+        for path in ["a/b/c", &format!("a/{}", "d/".repeat(1000))] {
             let at = place(&policy, path);
-            assert_eq!(policy.names_in(at), caching, "{path}");
-            assert_eq!(policy.inode(at), Caching::NONE, "{path}");
+            assert_eq!(policy.names_in(at), Caching::EXCLUSIVE, "{path}");
+            assert_eq!(policy.inode(at), Caching::EXCLUSIVE, "{path}");
         }
-        for (path, caching) in [("private/c1/rootfs", Caching::EXCLUSIVE), ("live/c1/0/x/y", Caching::SHARED)]
-        {
-            let at = place(&policy, path);
-            assert_eq!(policy.names_in(at), caching, "{path}");
-            assert_eq!(policy.inode(at), caching, "{path}");
-        }
-    }
-
-    #[test]
-    fn a_path_of_any_depth_keeps_its_rule() {
-        let policy = policy();
-        let deep = format!("private/{}", "d/".repeat(1000));
-        assert_eq!(policy.names_in(place(&policy, &deep)), Caching::EXCLUSIVE);
     }
 
     #[test]

@@ -37,10 +37,11 @@ pub struct DescriptorBudget {
 }
 
 impl DescriptorBudget {
-    /// Raises this process's limit of descriptors (`RLIMIT_NOFILE`) as far as that is allowed and needed, and shares
-    /// out what is there.
-    pub fn of_this_process() -> Self {
-        let needed = RESERVED_DESCRIPTORS + (MOST_INODE_DESCRIPTORS + MOST_HANDLES) as u64;
+    /// Raises this process's limit of descriptors (`RLIMIT_NOFILE`) as far as that is allowed and needed, and gives each
+    /// of its `servers` an equal part of what is there.
+    pub fn of_this_process(servers: u32) -> Self {
+        let servers = u64::from(servers.max(1));
+        let needed = RESERVED_DESCRIPTORS + servers * (MOST_INODE_DESCRIPTORS + MOST_HANDLES) as u64;
         let limit = getrlimit(Resource::Nofile);
         let hard = limit.maximum.unwrap_or(u64::MAX);
         // The hard limit first, for which a privilege is needed; then what goes without.
@@ -53,11 +54,12 @@ impl DescriptorBudget {
                 break;
             }
         }
-        Self::share_out(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+        Self::share_out(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), servers)
     }
 
-    fn share_out(available: u64) -> Self {
-        let usable = usize::try_from(available.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(usize::MAX);
+    fn share_out(available: u64, servers: u64) -> Self {
+        let usable = available.saturating_sub(RESERVED_DESCRIPTORS) / servers;
+        let usable = usize::try_from(usable).unwrap_or(usize::MAX);
         let inodes = (usable / 2).clamp(64, MOST_INODE_DESCRIPTORS);
         Self { inodes, handles: usable.saturating_sub(inodes).clamp(64, MOST_HANDLES) }
     }
@@ -69,17 +71,20 @@ mod tests {
 
     #[test]
     fn a_budget_leaves_descriptors_for_the_rest_of_the_process() {
-        let budget = DescriptorBudget::share_out(4096);
+        let budget = DescriptorBudget::share_out(4096, 1);
         assert_eq!(budget, DescriptorBudget { inodes: 1792, handles: 1792 });
-        let budget = DescriptorBudget::share_out(65_536);
+        let budget = DescriptorBudget::share_out(65_536, 1);
         assert_eq!(budget, DescriptorBudget { inodes: 16_384, handles: 48_640 });
         assert!(budget.inodes + budget.handles + 512 <= 65_536);
+        let budget = DescriptorBudget::share_out(65_536, 2);
+        assert_eq!(budget, DescriptorBudget { inodes: 16_256, handles: 16_256 });
+        assert!(2 * (budget.inodes + budget.handles) + 512 <= 65_536);
     }
 
     #[test]
     fn a_budget_has_a_floor_and_a_ceiling() {
-        assert_eq!(DescriptorBudget::share_out(10), DescriptorBudget { inodes: 64, handles: 64 });
-        let budget = DescriptorBudget::share_out(u64::MAX);
+        assert_eq!(DescriptorBudget::share_out(10, 1), DescriptorBudget { inodes: 64, handles: 64 });
+        let budget = DescriptorBudget::share_out(u64::MAX, 2);
         assert_eq!(budget, DescriptorBudget { inodes: MOST_INODE_DESCRIPTORS, handles: MOST_HANDLES });
     }
 }

@@ -31,7 +31,7 @@ mod table;
 pub mod waiters;
 pub mod wire;
 
-pub use cache_policy::{CachePolicy, CacheRule, Caching};
+pub use cache_policy::{CachePolicy, Caching};
 pub use file_system::{FsConfig, FsError};
 pub use limits::DescriptorBudget;
 pub use server::{Ended, Served, Server};

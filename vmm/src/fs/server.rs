@@ -64,21 +64,13 @@ enum Answer {
 }
 
 impl Server {
-    /// A server for `config`'s directory, on the calling thread: see [`FsConfig`] and
-    /// [`Credentials::for_this_thread`](super::credentials::Credentials::for_this_thread) for what happens to the
+    /// A server for `config`'s directory that holds no more than `budget` allows, on the calling thread: see [`FsConfig`]
+    /// and [`Credentials::for_this_thread`](super::credentials::Credentials::for_this_thread) for what happens to the
     /// thread.
     ///
     /// # Errors
     /// See [`FsError`].
-    pub fn new(config: FsConfig) -> Result<Self, FsError> {
-        Self::with_budget(config, DescriptorBudget::of_this_process())
-    }
-
-    /// A server that holds no more than `budget` allows.
-    ///
-    /// # Errors
-    /// See [`FsError`].
-    pub fn with_budget(config: FsConfig, budget: DescriptorBudget) -> Result<Self, FsError> {
+    pub fn new(config: FsConfig, budget: DescriptorBudget) -> Result<Self, FsError> {
         let file_system = FileSystem::new(config, budget)?;
         Ok(Self { file_system, request: Vec::new(), reply: Vec::new(), waiting: HashMap::new() })
     }

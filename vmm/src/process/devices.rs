@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
-use crate::control::{Event, VmmEnd};
+use crate::control::{Event, VmmEnd, Writers};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::fs::Fs;
@@ -13,11 +13,9 @@ use crate::devices::virtio::net::{KernelTap, Net, NetConfig, NetError, NetThread
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Connector, Vsock, VsockConfig};
 use crate::event_loop::EventLoop;
-use crate::fs::{CachePolicy, CacheRule, Caching, FsConfig, FsError};
+use crate::fs::{CachePolicy, Caching, DescriptorBudget, FsConfig, FsError};
 use crate::jail::Confinement;
 
-/// The tag by which the guest mounts the shared directory.
-const SHARE_TAG: &str = "share";
 /// The most inodes that the guest may know: what a kernel with 1 GiB of memory can keep, and 250 MiB here at worst.
 const MOST_INODES: usize = 1 << 20;
 /// The lowest address that is not reserved (virtio 1.2, 5.10.4).
@@ -26,8 +24,8 @@ const FIRST_CID: u32 = 3;
 /// The host's side of the devices.
 #[derive(Default)]
 pub(super) struct HostSide {
-    /// The directory to share.
-    pub(super) share: Option<Share>,
+    /// Directories to share.
+    pub(super) shares: Vec<SharedDirectory>,
     /// Both directions of vsock.
     pub(super) vsock: Option<VsockHost>,
     /// Network interfaces, in the order in which the guest sees them.
@@ -35,10 +33,13 @@ pub(super) struct HostSide {
 }
 
 /// A directory to share.
-pub(super) struct Share {
+pub(super) struct SharedDirectory {
+    /// The tag by which the guest mounts it.
+    pub(super) tag: String,
     pub(super) root: OwnedFd,
     /// See [`FsConfig`].
     pub(super) descriptor_directory: OwnedFd,
+    pub(super) writers: Writers,
 }
 
 /// The host's side of vsock.
@@ -59,8 +60,8 @@ pub(super) struct InterfaceHost {
 /// Why there is no such device.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DeviceError {
-    #[error("the shared directory: {0}")]
-    Share(#[from] FsError),
+    #[error("the shared directory {0}: {1}")]
+    Share(String, FsError),
     #[error("the vsock thread: {0}")]
     Vsock(io::Error),
     #[error("guest_cid {0} is reserved: use 3 or more")]
@@ -80,8 +81,9 @@ pub(super) fn build(
     confinement: &Confinement,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    if let Some(share) = host.share {
-        devices.push(Box::new(fs(share, confinement)?));
+    let budget = DescriptorBudget::of_this_process(u32::try_from(host.shares.len()).unwrap_or(u32::MAX));
+    for share in host.shares {
+        devices.push(Box::new(fs(share, budget, confinement)?));
     }
     if let Some(vsock) = host.vsock {
         let VsockHost { guest_cid, listener, connector } = vsock;
@@ -101,19 +103,26 @@ pub(super) fn build(
     Ok(devices)
 }
 
-fn fs(share: Share, confinement: &Confinement) -> Result<Fs, DeviceError> {
+fn fs(
+    share: SharedDirectory,
+    budget: DescriptorBudget,
+    confinement: &Confinement,
+) -> Result<Fs, DeviceError> {
+    let SharedDirectory { tag, root, descriptor_directory, writers } = share;
+    let exclusive = writers == Writers::Guest;
+    let caching = if exclusive { Caching::EXCLUSIVE } else { Caching::SHARED };
     let config = FsConfig {
-        root: share.root,
-        descriptor_directory: share.descriptor_directory,
-        tag: SHARE_TAG.into(),
-        cache_policy: cache_policy(),
-        // The host may write to what it shares under `live`, and the driver has one mode for all files.
-        writeback: false,
+        root,
+        descriptor_directory,
+        tag: tag.clone(),
+        // The directories in the shared one are the host's, whoever writes below them.
+        cache_policy: CachePolicy::below(1, caching),
+        writeback: exclusive,
         remote_locks: false,
-        implicit_opens: false,
+        implicit_opens: exclusive,
         most_inodes: MOST_INODES,
     };
-    Ok(Fs::new(config, confinement)?)
+    Fs::new(config, budget, confinement).map_err(|error| DeviceError::Share(tag, error))
 }
 
 fn net(interface: InterfaceHost, threads: NetThreads) -> Result<Net, NetError> {
@@ -134,12 +143,6 @@ fn net_threads(
     let pairs = interfaces.iter().map(|interface| interface.taps.len()).max().unwrap_or_default();
     let vcpus = usize::try_from(vcpus).unwrap_or(usize::MAX);
     NetThreads::start(pairs.min(vcpus), confinement)
-}
-
-/// `private/<owner>/…` belongs to the guest once it is there, `live/<owner>/…` to guest and host alike.
-fn cache_policy() -> CachePolicy {
-    let rule = |name: &str, caching| CacheRule { first_component: name.into(), depth: 2, caching };
-    CachePolicy::by_region(vec![rule("private", Caching::EXCLUSIVE), rule("live", Caching::SHARED)])
 }
 
 /// Hands the guest's connections to the shim, over the control socket.

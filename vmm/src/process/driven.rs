@@ -6,10 +6,14 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use super::devices::{self, ControlConnector, HostSide, InterfaceHost, Share, VsockHost};
+use rustix::fs::{Mode, OFlags};
+
+use super::devices::{self, ControlConnector, HostSide, InterfaceHost, SharedDirectory, VsockHost};
 use super::{FAILURE, exit_status, report_panics_to, tuning, wake_on};
 use crate::clock::monotonic_ns;
-use crate::control::{Boot, CONSOLE_TAIL, Counters, Event, FileRole, Interface, Request, StopReason, VmmEnd};
+use crate::control::{
+    Boot, CONSOLE_TAIL, Counters, Event, FileRole, Interface, Request, Share, StopReason, VmmEnd,
+};
 use crate::devices::console::Console;
 use crate::event_loop::{EventFlags, EventLoop, Handler};
 use crate::jail::{self, Jail};
@@ -75,8 +79,8 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
     let kvm = kvm::open().map_err(|error| error.to_string())?;
     let Jail { root, descriptor_directory, confinement } =
         jail::enter(share).map_err(|error| error.to_string())?;
-    let share = Some(Share { root, descriptor_directory });
-    let host = HostSide { share, vsock, interfaces };
+    let shares = open_shares(boot.shares, &root, &descriptor_directory)?;
+    let host = HostSide { shares, vsock, interfaces };
     let devices = devices::build(host, boot.vcpus, &event_loop, &confinement);
     let devices = devices.map_err(|error| error.to_string())?;
     // The thread that serves files has them now.
@@ -100,6 +104,23 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
     control.send(&Event::Started(timeline), &[]).map_err(|error| error.to_string())?;
     wait(control, &vm, &event_loop)?;
     Ok(vm.stop_reason().ok_or("the event loop ended by itself")?)
+}
+
+/// Opens the directories to share in the VMM's root.
+fn open_shares(
+    shares: Vec<Share>,
+    root: &OwnedFd,
+    descriptor_directory: &OwnedFd,
+) -> Result<Vec<SharedDirectory>, String> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = |Share { name, writers }| {
+        let root = rustix::fs::openat(root, &name, flags, Mode::empty())
+            .map_err(|error| format!("cannot open the directory {name:?} of the share: {error}"))?;
+        let descriptor_directory =
+            descriptor_directory.try_clone().map_err(|error| format!("dup of /proc/self/fd: {error}"))?;
+        Ok(SharedDirectory { tag: name, root, descriptor_directory, writers })
+    };
+    shares.into_iter().map(open).collect()
 }
 
 /// The descriptors of a message to boot, by their role.

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::devices::{self, HostSide, Share, VsockHost};
+use super::devices::{self, HostSide, SharedDirectory, VsockHost};
 use super::{FAILURE, exit_status, tuning, wake_on};
 use crate::clock::monotonic_ns;
-use crate::control::{StopReason, Timeline};
+use crate::control::{StopReason, Timeline, Writers};
 use crate::devices::console::Console;
 use crate::devices::virtio::vsock::UnixSocketConnector;
 use crate::event_loop::EventLoop;
@@ -21,6 +21,9 @@ use crate::vm::{RunningVm, Vm, VmConfig};
 
 /// The guest's vsock address. Every VM has a vsock of its own, so that it may be the same for all.
 const GUEST_CID: u32 = 3;
+
+/// The tag of the shared directory.
+const SHARE_TAG: &str = "share";
 
 /// What the command line says.
 #[derive(Debug, Clone)]
@@ -65,10 +68,10 @@ fn run(options: &ForegroundOptions, process_start_ns: u64) -> Result<StopReason,
     let kernel = open("guest kernel", &options.kernel)?;
     let initramfs = options.initramfs.as_deref().map(|path| open("initramfs", path)).transpose()?;
     let event_loop = EventLoop::new().map_err(|error| format!("epoll: {error}"))?;
-    let share = options.share.as_deref().map(open_share).transpose()?;
+    let shares = options.share.as_deref().map(open_share).transpose()?.into_iter().collect();
     let socket = options.vsock.as_deref().map(SocketFile::bind).transpose()?;
     let vsock = socket.as_ref().map(SocketFile::host).transpose()?;
-    let host = HostSide { share, vsock, interfaces: Vec::new() };
+    let host = HostSide { shares, vsock, interfaces: Vec::new() };
     let devices = devices::build(host, options.vcpus, &event_loop, &Confinement::none());
     let devices = devices.map_err(|error| error.to_string())?;
     let config = VmConfig {
@@ -94,13 +97,14 @@ fn open(what: &str, path: &Path) -> Result<File, String> {
     File::open(path).map_err(|error| format!("cannot open the {what} {}: {error}", path.display()))
 }
 
-fn open_share(path: &Path) -> Result<Share, String> {
+fn open_share(path: &Path) -> Result<SharedDirectory, String> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(path, flags, Mode::empty())
         .map_err(|error| format!("cannot open the shared directory {}: {error}", path.display()))?;
     let descriptor_directory = FsConfig::open_descriptor_directory()
         .map_err(|error| format!("cannot open /proc/self/fd: {error}"))?;
-    Ok(Share { root, descriptor_directory })
+    let writers = Writers::GuestAndHost;
+    Ok(SharedDirectory { tag: SHARE_TAG.into(), root, descriptor_directory, writers })
 }
 
 /// A listening Unix socket whose file goes when the VMM does.

@@ -11,6 +11,7 @@ use std::thread::{Builder, ScopedJoinHandle};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::interrupts::KvmRouter;
 use crate::boot::{self, BootError, CommandLine, CommandLineError, KernelError, KernelImage, Processors};
@@ -24,7 +25,10 @@ use crate::devices::console::{Console, SERIAL_PORT, SERIAL_PORTS, SerialPort};
 use crate::devices::io_apic::{IO_APIC_SIZE, IoApic};
 use crate::devices::power::{KEYBOARD_COMMAND_PORT, KeyboardController, POWER_PORT, Power};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, REGISTER_FILE_SIZE, RegisterMemory};
+use crate::devices::virtio::interrupt::USED_BUFFER;
+use crate::devices::virtio::mmio::{
+    INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY, REGISTER_FILE_SIZE, RegisterMemory,
+};
 use crate::jail::{Confinement, Role};
 use crate::kvm::{self, KvmError};
 use crate::layout::{FIRST_INTERRUPT, IO_APIC, KVM_IDENTITY_MAP, KVM_TSS, LAST_INTERRUPT, VIRTIO_MMIO_BASE};
@@ -370,6 +374,8 @@ fn virtio_bus(
 ) -> Result<Bus, BuildError> {
     let count = devices.len();
     let mut bus = Bus::default();
+    // Nobody reads it: KVM takes what is written to it for done.
+    let acknowledged = EventFd::new(EFD_NONBLOCK).map_err(host_error("eventfd"))?;
     for (index, device) in devices.into_iter().enumerate() {
         let (address, interrupt) = slot(index).ok_or(BuildError::TooManyDevices { count })?;
         let registers = registers.file(index).ok_or(BuildError::TooManyDevices { count })?;
@@ -379,6 +385,10 @@ fn virtio_bus(
         for (queue, eventfd) in (0u32..).zip(transport.notifications()) {
             vm.register_ioevent(eventfd, &notify, queue).map_err(kvm_error("KVM_IOEVENTFD"))?;
         }
+        // The bit for used buffers stays set, so that a driver which acknowledges it alone need not come here: it looks
+        // into its queues with every interrupt. Other reasons, and both at once, come here and are cleared.
+        let acknowledge = IoEventAddress::Mmio(address + INTERRUPT_ACK);
+        vm.register_ioevent(&acknowledged, &acknowledge, USED_BUFFER).map_err(kvm_error("KVM_IOEVENTFD"))?;
         vm.register_irqfd(transport.interrupt().line(), interrupt.into()).map_err(kvm_error("KVM_IRQFD"))?;
         bus.insert(address, REGISTER_FILE_SIZE, Arc::new(Mutex::new(transport)))?;
     }

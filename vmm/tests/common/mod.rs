@@ -59,6 +59,7 @@ pub(crate) fn boot(files: &[FileRole]) -> Boot {
         guest_cid: 3,
         kernel_parameters: String::new(),
         console_verbose: false,
+        shares: Vec::new(),
         interfaces: Vec::new(),
         files: files.to_vec(),
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
-use saya_vmm::control::{Event, FileRole, StopReason};
+use saya_vmm::control::{Boot, Event, FileRole, Share, StopReason, Writers};
 
 use crate::common::{Vmm, boot, kernel, kvm_is_there};
 
@@ -19,6 +19,9 @@ const THREADS: usize = 8;
 const DESCRIPTORS: usize = 96;
 /// Memory that a VMM may take beyond what guests touch, in KiB: its text and its data, in builds without optimisation.
 const RESIDENT_KIB: u64 = (32 + 64) * 1024;
+
+/// The name of the directory that the guest is served.
+const SERVED: &str = "live";
 
 /// What a guest may cost at most.
 #[derive(Debug, Clone, Copy)]
@@ -65,9 +68,11 @@ pub(crate) fn run(
             std::fs::create_dir(&share).unwrap();
             let flags = MountFlags::NOSUID | MountFlags::NODEV;
             mount("share", &share, "tmpfs", flags, c"size=16m").unwrap();
-            fill(&share);
+            let served = share.join(SERVED);
+            std::fs::create_dir(&served).unwrap();
+            fill(&served);
             let end = run_on(code, bounds, directory.path(), &share);
-            look(&share);
+            look(&served);
             Some(end)
         });
         run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -78,7 +83,8 @@ fn run_on(code: &[u8], bounds: Bounds, directory: &Path, share: &Path) -> End {
     let listener = UnixListener::bind(directory.join("vsock")).unwrap();
     let (share, kernel) = (File::open(share).unwrap(), kernel(code));
     let vmm = Vmm::spawn();
-    let message = boot(&[FileRole::Kernel, FileRole::Share, FileRole::Vsock]);
+    let shares = vec![Share { name: SERVED.into(), writers: Writers::GuestAndHost }];
+    let message = Boot { shares, ..boot(&[FileRole::Kernel, FileRole::Share, FileRole::Vsock]) };
     vmm.boot(message, &[kernel.as_fd(), share.as_fd(), listener.as_fd()]);
     let (over, id) = (AtomicBool::new(false), vmm.process.id());
     let (reason, connections) = std::thread::scope(|scope| {

@@ -50,7 +50,7 @@ impl FileSystem {
     /// `ENFILE` when the guest holds as many inodes as it may; else what the host returned.
     pub(super) fn entry(&mut self, parent: u64, name: &CStr, descriptor: OwnedFd) -> Result<EntryOut, Errno> {
         let status = Status::of(&descriptor)?;
-        let place = self.cache_policy.child(self.inodes.peek(parent)?.place(), name.to_bytes());
+        let place = self.cache_policy.child(self.inodes.peek(parent)?.place());
         let node = self.inodes.look_up(&status, place, parent, name, descriptor)?;
         self.describe(parent, node, &status)
     }

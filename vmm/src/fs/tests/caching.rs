@@ -2,22 +2,17 @@ use rustix::fs::OFlags;
 
 use super::client::{Client, Setup, with_client, with_setup};
 use crate::fs::wire::{EntryOut, InitFlags, InitIn, InitOut, Opcode, OpenOut, OpenOutFlags, ROOT_ID};
-use crate::fs::{CachePolicy, CacheRule, Caching};
+use crate::fs::{CachePolicy, Caching};
 
 const DAY: u64 = 24 * 60 * 60;
 
-fn regions() -> Setup {
-    let rule = |name: &str, caching| CacheRule { first_component: name.into(), depth: 2, caching };
-    let policy =
-        CachePolicy::by_region(vec![rule("private", Caching::EXCLUSIVE), rule("live", Caching::SHARED)]);
-    Setup { policy, ..Setup::default() }
+fn below_the_containers(caching: Caching) -> Setup {
+    Setup { policy: CachePolicy::below(1, caching), ..Setup::default() }
 }
 
 fn prepare(client: &Client) {
-    for path in ["private/c/rootfs/bin", "live/c/0/data"] {
-        std::fs::create_dir_all(client.host(path)).unwrap();
-        std::fs::write(client.host(path).join("file"), b"").unwrap();
-    }
+    std::fs::create_dir_all(client.host("c/rootfs/bin")).unwrap();
+    std::fs::write(client.host("c/rootfs/bin/file"), b"").unwrap();
 }
 
 fn valid(entry: &EntryOut) -> (u64, u64) {
@@ -25,34 +20,31 @@ fn valid(entry: &EntryOut) -> (u64, u64) {
 }
 
 #[test]
-fn each_region_has_its_own_time_to_live() {
-    with_setup(regions(), |client| {
-        prepare(client);
-        for (path, expected) in [
-            ("private", (0, 0)),
-            ("private/c", (0, 0)),
-            ("private/c/rootfs", (DAY, DAY)),
-            ("private/c/rootfs/bin/file", (DAY, DAY)),
-            ("live", (0, 0)),
-            ("live/c", (0, 0)),
-            ("live/c/0", (1, 1)),
-            ("live/c/0/data/file", (1, 1)),
-        ] {
-            let entry = client.walk(path).unwrap();
-            assert_eq!(valid(&entry), expected, "{path}");
-            assert_eq!(client.getattr(entry.node).unwrap().valid, expected.1, "{path}");
-        }
-        assert_eq!(client.getattr(ROOT_ID).unwrap().valid, 0);
-    });
+fn names_and_attributes_live_as_long_as_the_policy_says() {
+    for (caching, life) in [(Caching::EXCLUSIVE, DAY), (Caching::SHARED, 1)] {
+        with_setup(below_the_containers(caching), move |client| {
+            prepare(client);
+            for (path, life) in [("c", 0), ("c/rootfs", life), ("c/rootfs/bin/file", life)] {
+                let entry = client.walk(path).unwrap();
+                assert_eq!(valid(&entry), (life, life), "{path}");
+                assert_eq!(client.getattr(entry.node).unwrap().valid, life, "{path}");
+            }
+            assert_eq!(client.getattr(ROOT_ID).unwrap().valid, 0);
+        });
+    }
 }
 
 #[test]
 fn an_absent_name_is_cached_only_where_the_guest_alone_makes_names() {
-    with_setup(regions(), |client| {
+    with_setup(below_the_containers(Caching::EXCLUSIVE), |client| {
         prepare(client);
-        let absent = client.walk("private/c/rootfs/absent").unwrap();
+        let absent = client.walk("c/rootfs/absent").unwrap();
         assert_eq!((absent.node, absent.entry_valid), (0, DAY));
-        for path in ["absent", "private/absent", "live/absent", "live/c/absent", "live/c/0/absent"] {
+        assert_eq!(client.walk("absent").unwrap_err(), libc::ENOENT);
+    });
+    with_setup(below_the_containers(Caching::SHARED), |client| {
+        prepare(client);
+        for path in ["absent", "c/absent", "c/rootfs/absent"] {
             assert_eq!(client.walk(path).unwrap_err(), libc::ENOENT, "{path}");
         }
     });
@@ -60,30 +52,30 @@ fn an_absent_name_is_cached_only_where_the_guest_alone_makes_names() {
 
 #[test]
 fn contents_and_listings_are_kept_only_where_the_guest_alone_writes() {
-    with_setup(regions(), |client| {
-        prepare(client);
-        for (path, kept) in [("private/c/rootfs/bin", true), ("live/c/0/data", false)] {
-            let directory = client.walk(path).unwrap().node;
+    for (caching, kept) in [(Caching::EXCLUSIVE, true), (Caching::SHARED, false)] {
+        with_setup(below_the_containers(caching), move |client| {
+            prepare(client);
+            let directory = client.walk("c/rootfs/bin").unwrap().node;
             let open: OpenOut = client.ask(Opcode::Opendir, directory, &0_u64, b"").unwrap();
             let flags = OpenOutFlags::from_bits_retain(open.flags);
-            assert_eq!(flags.contains(OpenOutFlags::CACHE_DIR | OpenOutFlags::KEEP_CACHE), kept, "{path}");
+            assert_eq!(flags.contains(OpenOutFlags::CACHE_DIR | OpenOutFlags::KEEP_CACHE), kept);
             let file = client.lookup(directory, "file").unwrap().node;
             let open = client.open(file, OFlags::RDONLY).unwrap();
             let flags = OpenOutFlags::from_bits_retain(open.flags);
-            assert_eq!(flags.contains(OpenOutFlags::KEEP_CACHE), kept, "{path}");
-        }
-    });
+            assert_eq!(flags.contains(OpenOutFlags::KEEP_CACHE), kept);
+        });
+    }
 }
 
 #[test]
 fn a_container_that_the_host_adds_or_removes_is_seen_at_once() {
-    with_setup(regions(), |client| {
+    with_setup(below_the_containers(Caching::EXCLUSIVE), |client| {
         prepare(client);
-        assert_eq!(client.walk("private/d").unwrap_err(), libc::ENOENT);
-        std::fs::create_dir_all(client.host("private/d/rootfs")).unwrap();
-        assert!(client.walk("private/d/rootfs").is_ok());
-        std::fs::remove_dir_all(client.host("private/d")).unwrap();
-        assert_eq!(client.walk("private/d").unwrap_err(), libc::ENOENT);
+        assert_eq!(client.walk("d").unwrap_err(), libc::ENOENT);
+        std::fs::create_dir_all(client.host("d/rootfs")).unwrap();
+        assert!(client.walk("d/rootfs").is_ok());
+        std::fs::remove_dir_all(client.host("d")).unwrap();
+        assert_eq!(client.walk("d").unwrap_err(), libc::ENOENT);
     });
 }
 

@@ -19,6 +19,7 @@ use crate::fs::{CachePolicy, Caching, DescriptorBudget, FsConfig, Served, Server
 pub(super) type Error = i32;
 
 /// How the server of a test is set up.
+#[derive(Clone, Copy)]
 pub(super) struct Setup {
     pub(super) policy: CachePolicy,
     pub(super) budget: DescriptorBudget,
@@ -80,7 +81,7 @@ impl Client {
             most_inodes: setup.most_inodes,
         };
         let mut client = Self {
-            server: Server::with_budget(config, setup.budget).unwrap(),
+            server: Server::new(config, setup.budget).unwrap(),
             negotiated: InitOut::default(),
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::standby::{Begun, Standby, ThreadPlan};
 use super::{Activation, ActivationError, VirtioDevice};
-use crate::fs::{FsConfig, FsError, Server};
+use crate::fs::{DescriptorBudget, FsConfig, FsError, Server};
 use crate::jail::{Confinement, Role};
 use worker::Worker;
 
@@ -53,16 +53,20 @@ struct Running {
 }
 
 impl Fs {
-    /// A device that shares what `config` says, and its thread.
+    /// A device that shares what `config` says and holds what `budget` allows, and its thread.
     ///
     /// # Errors
     /// A directory that cannot be shared, a tag that does not fit, or the host's refusal of the thread.
-    pub fn new(config: FsConfig, confinement: &Confinement) -> Result<Self, FsError> {
+    pub fn new(
+        config: FsConfig,
+        budget: DescriptorBudget,
+        confinement: &Confinement,
+    ) -> Result<Self, FsError> {
         let config_space = config_space(&config.tag)?;
         let plan = ThreadPlan { name: "fs", stack: STACK_BYTES, role: Role::Fs, confinement };
         // The server must be made on the thread that it will run on.
         let prepare = move || {
-            let mut server = Server::new(config).map_err(io::Error::other)?;
+            let mut server = Server::new(config, budget).map_err(io::Error::other)?;
             Ok(move |session| serve(&mut server, session))
         };
         let thread = Standby::start(plan, prepare).map_err(|error| FsError::Host("the fs thread", error))?;

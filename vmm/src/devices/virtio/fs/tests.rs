@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::devices::virtio::{DeviceQueue, Interrupt};
 use crate::fs::wire::{FileLock, InHeader, InitIn, InitOut, LockIn, Opcode, OutHeader, Wire};
-use crate::fs::{CachePolicy, Caching};
+use crate::fs::{CachePolicy, Caching, DescriptorBudget};
 use crate::jail::Confinement;
 use crate::memory::GuestMemory;
 
@@ -44,6 +44,8 @@ struct Driver {
     used: [u16; 2],
 }
 
+const BUDGET: DescriptorBudget = DescriptorBudget { inodes: 100, handles: 100 };
+
 fn config(share: &Path) -> FsConfig {
     FsConfig {
         root: rustix::fs::open(share, OFlags::PATH, Mode::empty()).unwrap(),
@@ -63,7 +65,7 @@ impl Driver {
     }
 
     fn with_used_ring(share: &Path, used: u64) -> Self {
-        let device = Fs::new(config(share), &Confinement::none()).unwrap();
+        let device = Fs::new(config(share), BUDGET, &Confinement::none()).unwrap();
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
         let mut driver =
@@ -505,6 +507,6 @@ fn a_share_that_is_no_directory_makes_no_device() {
     let share = tempfile::tempdir().unwrap();
     let file = share.path().join("file");
     std::fs::write(&file, b"").unwrap();
-    let message = Fs::new(config(&file), &Confinement::none()).unwrap_err().to_string();
+    let message = Fs::new(config(&file), BUDGET, &Confinement::none()).unwrap_err().to_string();
     assert!(message.contains("RegularFile") && message.contains("give a directory"), "{message}");
 }

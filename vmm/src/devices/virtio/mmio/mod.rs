@@ -19,7 +19,7 @@ use crate::control::StopReason;
 use crate::memory::GuestMemory;
 
 pub use register_file::{REGISTER_FILE_SIZE, RegisterFile, RegisterMemory};
-pub use registers::QUEUE_NOTIFY;
+pub use registers::{INTERRUPT_ACK, QUEUE_NOTIFY};
 
 /// `VIRTIO_F_VERSION_1`: the device is not a legacy one.
 const VERSION_1: u64 = 1 << 32;
@@ -142,7 +142,7 @@ impl MmioTransport {
             registers::DRIVER_FEATURES_SEL => self.driver_features_page = value,
             registers::QUEUE_SEL => self.selected_queue = value,
             QUEUE_NOTIFY => self.notify(value),
-            registers::INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            INTERRUPT_ACK => self.interrupt.acknowledge(value),
             registers::STATUS => self.change_status(value),
             _ => self.write_queue_register(offset, value),
         }
@@ -286,8 +286,8 @@ impl BusDevice for MmioTransport {
             match offset {
                 // On the path of every interrupt, and the interrupt's own word: nothing else has changed, unless the
                 // device has announced a change of its configuration.
-                registers::INTERRUPT_ACK if value == USED_BUFFER.to_le_bytes() => {}
-                registers::INTERRUPT_ACK => self.publish_config(),
+                INTERRUPT_ACK if value == USED_BUFFER.to_le_bytes() => {}
+                INTERRUPT_ACK => self.publish_config(),
                 _ => self.publish_registers(),
             }
         }

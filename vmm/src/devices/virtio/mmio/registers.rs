@@ -15,7 +15,8 @@ pub(super) const QUEUE_READY: u64 = 0x044;
 /// The register to which a driver writes the number of a queue that it has added to.
 pub const QUEUE_NOTIFY: u64 = 0x050;
 pub(super) const INTERRUPT_STATUS: u64 = 0x060;
-pub(super) const INTERRUPT_ACK: u64 = 0x064;
+/// The register to which a driver writes the reasons for an interrupt that it has seen.
+pub const INTERRUPT_ACK: u64 = 0x064;
 pub(super) const STATUS: u64 = 0x070;
 pub(super) const QUEUE_DESC_LOW: u64 = 0x080;
 pub(super) const QUEUE_DESC_HIGH: u64 = 0x084;
