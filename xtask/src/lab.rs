@@ -65,6 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         artifacts::build_missing()?;
     }
     if options.prepare {
+        lab::suites::programs()?;
         return lab::prepare(&checkout).map(|()| ExitCode::SUCCESS);
     }
     let usual = Request::new(&checkout, options.command.clone());

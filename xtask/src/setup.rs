@@ -9,18 +9,22 @@ use anyhow::{Context, Result, bail};
 use saya_guest_kernel::kernel::REQUIRED_PACKAGES;
 use saya_tests::lab::debian::output_of;
 
-/// What the lab runs and what its images are made of.
-const LAB_PACKAGES: [&str; 10] = [
+/// What the lab runs, what its images are made of, and the programs that tests and benchmarks run in containers.
+const LAB_PACKAGES: [&str; 14] = [
+    "attr",
     "busybox-static",
     "containerd",
     "containernetworking-plugins",
     "e2fsprogs",
+    "fio",
+    "git",
     "iproute2",
     "iptables",
     "kmod",
     "qemu-system-x86",
     "runc",
     "runsc",
+    "sqlite3",
 ];
 /// What the agent and the tests are built with, and what deploy/ runs.
 const BUILD_PACKAGES: [&str; 4] = ["curl", "gcc", "libc6-dev", "musl-tools"];

@@ -12,7 +12,7 @@ use saya_tests::lab::{self, Request};
 use crate::{artifacts, setup};
 
 /// What can be measured.
-const BENCHES: [&str; 4] = ["start", "boot", "memory", "stdio"];
+const BENCHES: [&str; 5] = ["start", "boot", "memory", "stdio", "fs"];
 
 /// How long a demonstration or a measurement may take in a virtual machine: many times what it needs, so that one that
 /// hangs is ended and says so.
@@ -21,8 +21,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(1800);
 /// Which measurement.
 #[derive(Debug, Args)]
 pub(crate) struct BenchOptions {
-    /// What to measure: the start of a container, the boot of a microVM (counted in instructions), memory per pod, or
-    /// the rate of standard streams. All of it if nothing is named.
+    /// What to measure: the start of a container, the boot of a microVM (counted in instructions), memory per pod,
+    /// the rate of standard streams, or the root file system. All of it if nothing is named.
     #[arg(value_parser = BENCHES)]
     name: Option<String>,
     /// How often.

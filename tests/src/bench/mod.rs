@@ -4,6 +4,7 @@
 pub mod boot;
 pub mod comparison;
 pub mod exits;
+pub mod fs;
 pub mod memory;
 pub mod monitors;
 pub mod runtimes;

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use saya_tests::bench::boot::BootFigures;
-use saya_tests::bench::{boot, memory, monitors, start, stdio, write_json};
+use saya_tests::bench::{boot, fs, memory, monitors, start, stdio, write_json};
 
-const USAGE: &str = "usage: saya-bench start|memory|stdio|boot|boot-icount OUTPUT-DIRECTORY [RUNS]";
+const USAGE: &str = "usage: saya-bench start|memory|stdio|fs|boot|boot-icount OUTPUT-DIRECTORY [RUNS]";
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -28,6 +28,11 @@ fn main() -> anyhow::Result<()> {
             let figures = stdio::measure(runs)?;
             write_json(&output, "stdio", &figures)?;
             println!("{}", stdio::table(&figures));
+        }
+        "fs" => {
+            let figures = fs::measure(runs, &output)?;
+            write_json(&output, "fs", &figures)?;
+            println!("{}", fs::table(&figures));
         }
         "boot" | "boot-icount" => {
             let deterministic = name == "boot-icount";

@@ -95,6 +95,14 @@ impl Context {
         if self.is_control() { Err(NotApplicable(why)) } else { Ok(()) }
     }
 
+    /// Ends a test, as skipped, that is run in its long form alone.
+    ///
+    /// # Errors
+    /// [`NotApplicable`], where the short forms run.
+    pub(super) fn in_the_long_form_alone(&self) -> Result<(), NotApplicable> {
+        if self.long { Ok(()) } else { Err(NotApplicable("it takes long: run it with --long")) }
+    }
+
     /// `ctr run` with `flags`, not started.
     pub(super) fn run_command(&self, flags: &[&str], image: &str, id: &str, command: &[&str]) -> Command {
         let mut ctr = Command::new("ctr");

@@ -8,6 +8,7 @@ mod exec;
 mod files;
 mod filters;
 mod host_mount;
+mod filesystem;
 mod identity;
 mod image_root;
 mod jail;
@@ -53,6 +54,7 @@ pub fn all() -> Vec<Test> {
         stdio::TESTS,
         identity::TESTS,
         files::TESTS,
+        filesystem::TESTS,
         network::TESTS,
         pods::TESTS,
         mounts::TESTS,

@@ -21,6 +21,7 @@ pub mod newer_containerd;
 pub mod protocol;
 mod qemu;
 mod session;
+pub mod suites;
 pub mod terminal;
 
 use std::fs;

@@ -1,0 +1,23 @@
+//! A container's file system under other people's programs and suites. docs/limits.md says where it differs from ext4.
+
+mod programs;
+mod suites;
+
+use super::Test;
+
+pub(super) const TESTS: &[Test] = &[
+    Test { name: "a_root_file_system_passes_a_posix_suite", check: suites::posix },
+    Test { name: "what_is_written_anywhere_in_a_file_is_read_back", check: suites::exerciser },
+    Test { name: "git_tar_sqlite_and_a_package_manager_find_what_they_rely_on", check: programs::tools },
+    Test { name: "names_holes_and_full_disks_are_as_on_any_file_system", check: programs::edges },
+];
+
+/// Flags of `ctr run` by which a container finds this machine's own programs, read-only.
+fn with_programs_of_this_machine() -> Vec<String> {
+    [("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64")]
+        .into_iter()
+        .flat_map(|(from, to)| {
+            ["--mount".to_owned(), format!("type=bind,src={from},dst={to},options=rbind:ro")]
+        })
+        .collect()
+}
