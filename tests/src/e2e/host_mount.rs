@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
 };
+
+use crate::ctr::finish;
 
 /// A mount of the test's own on the host, as long as this lives.
 pub(super) struct HostMount(PathBuf);
@@ -15,6 +18,13 @@ impl HostMount {
     pub(super) fn tmpfs(path: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(path)?;
         mount("tmpfs", path, "tmpfs", MountFlags::empty(), c"size=1m")?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// The file system in an image.
+    pub(super) fn image(image: &Path, path: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(path)?;
+        finish(Command::new("mount").args(["-o", "loop"]).args([image, path]))?;
         Ok(Self(path.to_owned()))
     }
 

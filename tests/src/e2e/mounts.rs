@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
@@ -118,9 +118,7 @@ fn idmapped(context: &Context) -> anyhow::Result<()> {
     let (image, source) = (context.scratch.join("ext4"), context.scratch.join("source"));
     fs::File::create(&image)?.set_len(8 << 20)?;
     finish(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
-    fs::create_dir(&source)?;
-    finish(Command::new("mount").args(["-o", "loop"]).args([&image, &source]))?;
-    let mounted = HostMount(source.clone());
+    let mounted = HostMount::image(&image, &source)?;
     for (name, owner) in [("of-root", 0), ("of-seven", 7)] {
         fs::write(source.join(name), name)?;
         chown(source.join(name), Some(owner), Some(owner))?;

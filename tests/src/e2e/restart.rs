@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, ensure};
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::Test;
 use super::context::{BUSYBOX, Context, bind, ctr, eventually};
@@ -26,12 +26,9 @@ fn restart(context: &Context) -> anyhow::Result<()> {
 
     let killed = containerd()?;
     kill_process(killed, Signal::KILL)?;
-    wait_for_another(killed)?;
     // One ends while nobody is there to be told.
     fs::write(context.scratch.join("go"), "")?;
-    eventually("containerd is back", || {
-        Ok(containerd().is_ok_and(|pid| pid != killed) && ctr(["task", "ls"]).is_ok())
-    })?;
+    wait_for_another(killed)?;
 
     ensure!(line_of("survivor")? == before, "it was {before:?} and is {:?}", line_of("survivor")?);
     let written = fs::metadata(&log)?.len();
