@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
-use saya_vmm::control::{Boot, Event, FileRole, Share, StopReason, Writers};
+use saya_vmm::control::{Boot, Event, FileRole, Request, Share, StopReason, Writers};
 
 use crate::common::{Vmm, boot, kernel, kvm_is_there};
 
@@ -19,6 +19,9 @@ const THREADS: usize = 8;
 const DESCRIPTORS: usize = 96;
 /// Memory that a VMM may take beyond what guests touch, in KiB: its text and its data, in builds without optimisation.
 const RESIDENT_KIB: u64 = (32 + 64) * 1024;
+
+/// How long a guest may run before it is stopped: one that goes round in circles is none of the VMM's business.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The name of the directory that the guest is served.
 const SERVED: &str = "live";
@@ -86,9 +89,9 @@ fn run_on(code: &[u8], bounds: Bounds, directory: &Path, share: &Path) -> End {
     let shares = vec![Share { name: SERVED.into(), writers: Writers::GuestAndHost }];
     let message = Boot { shares, ..boot(&[FileRole::Kernel, FileRole::Share, FileRole::Vsock]) };
     vmm.boot(message, &[kernel.as_fd(), share.as_fd(), listener.as_fd()]);
-    let (over, id) = (AtomicBool::new(false), vmm.process.id());
+    let over = AtomicBool::new(false);
     let (reason, connections) = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(id, bounds, &over));
+        let watcher = scope.spawn(|| watch(&vmm, bounds, &over));
         let told = follow(&vmm);
         over.store(true, Ordering::SeqCst);
         if let Err(panic) = watcher.join() {
@@ -117,9 +120,10 @@ fn follow(vmm: &Vmm) -> (StopReason, usize) {
     }
 }
 
-/// Looks at the VMM from time to time until the guest's end.
-fn watch(process: u32, bounds: Bounds, over: &AtomicBool) {
-    let directory = Path::new("/proc").join(process.to_string());
+/// Looks at the VMM from time to time until the guest's end, which comes after [`PATIENCE`] at the latest.
+fn watch(vmm: &Vmm, bounds: Bounds, over: &AtomicBool) {
+    let directory = Path::new("/proc").join(vmm.process.id().to_string());
+    let mut deadline = Some(Instant::now() + PATIENCE);
     let count = |what: &str| std::fs::read_dir(directory.join(what)).map_or(0, Iterator::count);
     while !over.load(Ordering::SeqCst) {
         let (descriptors, threads) = (count("fd"), count("task"));
@@ -129,6 +133,9 @@ fn watch(process: u32, bounds: Bounds, over: &AtomicBool) {
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let resident = resident.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok());
         assert!(resident.unwrap_or(0) <= RESIDENT_KIB, "{resident:?} KiB of the VMM are resident");
+        if deadline.take_if(|deadline| *deadline < Instant::now()).is_some() {
+            vmm.control.send(&Request::Stop, &[]).unwrap();
+        }
         std::thread::sleep(Duration::from_millis(2));
     }
 }
