@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// Run on this machine, with a containerd set up for it, even though its KVM seems to lack the processor's support.
     #[arg(long, conflicts_with_all = ["icount", "console"])]
     on_this_host: bool,
-    /// Only make what every lab needs: its kernel, its images.
+    /// Only make what every lab needs, its kernel and its images, and the suites that the long tests run.
     #[arg(long, conflicts_with = "command")]
     prepare: bool,
     /// Install nothing that this machine lacks, and build nothing that is missing.

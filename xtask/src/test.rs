@@ -173,7 +173,6 @@ fn end_to_end(options: &Options, containerd: Containerd) -> Result<Verdict> {
     ));
     let begin = Instant::now();
     lab::prepare(&crate::checkout())?;
-    lab::suites::programs()?;
     let started: Vec<Shard> = (0..shards)
         .map(|number| {
             Shard::start(options, &options.only, number.to_string(), (number, shards), containerd, &[])

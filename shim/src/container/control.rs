@@ -12,7 +12,7 @@ use super::error::TaskError;
 use super::process::Phase;
 use super::tasks::{Container, Freezer, Tasks};
 use crate::events::Event;
-use crate::pod::agent::{Agent, no_timeout};
+use crate::pod::agent::{Agent, is_lost, no_timeout};
 
 /// SIGKILL, by its number on every machine.
 const KILL: u32 = 9;
@@ -38,7 +38,7 @@ impl Tasks {
         };
         let call = agent.calls().signal_process(no_timeout(), &request);
         let answer = if signal == KILL { agent.ask_at_once(call).await } else { agent.ask(call).await };
-        let guest_is_lost = matches!(&answer, Err(error) if !matches!(error, ttrpc::Error::RpcStatus(_)));
+        let guest_is_lost = is_lost(&answer);
         match self.answer(answer).await {
             Ok(_) => {
                 if signal == KILL && exec.is_empty() {

@@ -10,7 +10,7 @@ use super::hooks;
 use super::process::{Phase, Process};
 use super::tasks::{Container, Tasks};
 use crate::events::{Event, Exit};
-use crate::pod::agent::{self, Agent, no_timeout};
+use crate::pod::agent::{self, Agent, is_lost, no_timeout};
 
 impl Tasks {
     /// Deletes a container with its first process, or an additional process. Answers how it ended.
@@ -65,7 +65,7 @@ impl Tasks {
                 SignalProcessRequest { container_id: container.id.clone(), signal: 9, ..Default::default() };
             let answer = agent.ask_at_once(agent.calls().signal_process(no_timeout(), &request)).await;
             // A guest that is lost takes the container along.
-            let lost = matches!(&answer, Err(error) if !matches!(error, ttrpc::Error::RpcStatus(_)));
+            let lost = is_lost(&answer);
             match self.answer(answer).await {
                 Ok(_) => {}
                 Err(error) if error.code() == Code::NOT_FOUND || lost => {}

@@ -137,7 +137,7 @@ impl Agent {
         let nobody = ContainerRequest::default();
         let call = self.client.list_processes(no_timeout(), &nobody);
         let answer = tokio::time::timeout(self.patience, call).await;
-        matches!(answer, Ok(Ok(_) | Err(ttrpc::Error::RpcStatus(_))))
+        answer.is_ok_and(|answer| !is_lost(&answer))
     }
 
     /// Connects to a TCP port of the guest's loopback. Where nobody listens there, the connection ends.
@@ -160,6 +160,11 @@ impl Agent {
         stream.write_all(&number.to_be_bytes()).await?;
         Ok((number, stream))
     }
+}
+
+/// Whether an answer is none of the agent's own: it is gone, or was given up.
+pub(crate) fn is_lost<T>(answer: &ttrpc::Result<T>) -> bool {
+    matches!(answer, Err(error) if !matches!(error, ttrpc::Error::RpcStatus(_)))
 }
 
 /// In words, that the agent has not answered something for so long.

@@ -217,7 +217,9 @@ impl Pod {
     pub(crate) fn announce_end(&self) {
         // Without a record there is nothing that `delete` would not find by itself.
         let Some(mut record) = Record::read(&self.directory.record()) else { return };
-        record.ending = true;
+        if std::mem::replace(&mut record.ending, true) {
+            return;
+        }
         if let Err(error) = record.write(&self.directory.record()) {
             tracing::warn!(%error, "delete will not know that the shim is taking the pod away");
         }

@@ -25,7 +25,6 @@ const PROGRAMS: [&str; 6] = [
 /// One kind of load.
 struct Load {
     name: &'static str,
-    unit: &'static str,
     /// Prints the figure last: fio's JSON, or nanoseconds.
     script: &'static str,
     figure: Figure,
@@ -40,75 +39,52 @@ enum Figure {
     Nanoseconds(u32),
 }
 
+impl Figure {
+    /// Of what there is more where it is better.
+    fn unit(self) -> &'static str {
+        match self {
+            Self::Fio(_) => "MiB/s",
+            Self::Nanoseconds(_) => "files/s",
+        }
+    }
+}
+
+/// fio's load of this name, mode and size of blocks, of which what it reads or writes counts.
 macro_rules! fio {
-    ($mode:literal, $size:literal) => {
-        concat!(
-            "fio --name=j --filename=/tmp/f --size=16m --ioengine=psync --invalidate=0 --end_fsync=1 --output-format=json --rw=",
-            $mode,
-            " --bs=",
-            $size
-        )
+    ($name:literal, $mode:literal, $size:literal, $counts:literal) => {
+        Load {
+            name: $name,
+            script: concat!(
+                "fio --name=j --filename=/tmp/f --size=16m --ioengine=psync --invalidate=0 --end_fsync=1 --output-format=json --rw=",
+                $mode,
+                " --bs=",
+                $size
+            ),
+            figure: Figure::Fio($counts),
+        }
     };
 }
 
 const LOADS: [Load; 10] = [
-    Load {
-        name: "sequential write, 1 MiB",
-        unit: "MiB/s",
-        script: fio!("write", "1m"),
-        figure: Figure::Fio("write"),
-    },
-    Load {
-        name: "sequential write, 4 KiB",
-        unit: "MiB/s",
-        script: fio!("write", "4k"),
-        figure: Figure::Fio("write"),
-    },
-    Load {
-        name: "random write, 4 KiB",
-        unit: "MiB/s",
-        script: fio!("randwrite", "4k"),
-        figure: Figure::Fio("write"),
-    },
-    Load {
-        name: "random write, 1 MiB",
-        unit: "MiB/s",
-        script: fio!("randwrite", "1m"),
-        figure: Figure::Fio("write"),
-    },
-    Load {
-        name: "sequential read, 1 MiB",
-        unit: "MiB/s",
-        script: fio!("read", "1m"),
-        figure: Figure::Fio("read"),
-    },
-    Load {
-        name: "sequential read, 4 KiB",
-        unit: "MiB/s",
-        script: fio!("read", "4k"),
-        figure: Figure::Fio("read"),
-    },
-    Load {
-        name: "random read, 4 KiB",
-        unit: "MiB/s",
-        script: fio!("randread", "4k"),
-        figure: Figure::Fio("read"),
-    },
+    fio!("sequential write, 1 MiB", "write", "1m", "write"),
+    fio!("sequential write, 4 KiB", "write", "4k", "write"),
+    fio!("random write, 4 KiB", "randwrite", "4k", "write"),
+    fio!("random write, 1 MiB", "randwrite", "1m", "write"),
+    fio!("sequential read, 1 MiB", "read", "1m", "read"),
+    fio!("sequential read, 4 KiB", "read", "4k", "read"),
+    fio!("random read, 4 KiB", "randread", "4k", "read"),
     Load {
         name: "make a file",
-        unit: "files/s",
         script: "mkdir /tmp/m; cd /tmp/m; a=$(date +%s%N); for i in $(seq 200); do echo x > $i; done; echo $(($(date +%s%N) - a))",
         figure: Figure::Nanoseconds(200),
     },
     Load {
         name: "remove a file",
-        unit: "files/s",
         script: "cd /tmp/m; a=$(date +%s%N); rm -r /tmp/m; echo $(($(date +%s%N) - a))",
         figure: Figure::Nanoseconds(200),
     },
     Load {
         name: "unpack small files",
-        unit: "files/s",
         script: "mkdir /tmp/t; cd /tmp/t; for i in $(seq 200); do echo $i > $i; done; tar cf ../t.tar .; mkdir ../u; a=$(date +%s%N); tar xf ../t.tar -C ../u; echo $(($(date +%s%N) - a))",
         figure: Figure::Nanoseconds(200),
     },
@@ -157,7 +133,7 @@ pub fn measure(runs: usize, scratch: &Path) -> anyhow::Result<Vec<LoadFigures>> 
     let none = BTreeMap::new();
     let figures = LOADS.iter().map(|load| LoadFigures {
         load: load.name.to_owned(),
-        unit: load.unit.to_owned(),
+        unit: load.figure.unit().to_owned(),
         comparison: Comparison::of(samples.get(load.name).unwrap_or(&none)),
     });
     Ok(figures.collect())

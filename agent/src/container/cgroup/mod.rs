@@ -175,7 +175,6 @@ impl Cgroup {
     }
 }
 
-/// Lets the cgroups below `directory` use every controller that it can pass on.
 /// All that is set for `resources`, as text.
 #[cfg(test)]
 pub(crate) fn outcome(resources: &LinuxResources) -> std::result::Result<String, SpecError> {
@@ -183,6 +182,7 @@ pub(crate) fn outcome(resources: &LinuxResources) -> std::result::Result<String,
     Ok(format!("{:?} {:?}", limits::settings(resources)?, devices::instructions(rules)?))
 }
 
+/// Lets the cgroups below `directory` use every controller that it can pass on.
 fn enable_controllers(directory: &Path) -> Result<()> {
     let available = fs::read_to_string(directory.join("cgroup.controllers"))
         .action(|| format!("read {}/cgroup.controllers", directory.display()))?;
