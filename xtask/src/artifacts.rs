@@ -91,13 +91,43 @@ fn cargo_build(package: &str, program: &str, dev: bool, target: Option<&str>) ->
         path.push(target);
     }
     if !dev {
-        cargo.arg("--release");
+        cargo.arg("--release").env("CARGO_ENCODED_RUSTFLAGS", release_flags()?);
     }
     let status = cargo.status().context("running cargo")?;
     if !status.success() {
         bail!("building {program} failed ({status})");
     }
     Ok(path.join(if dev { "debug" } else { "release" }).join(program))
+}
+
+/// The compiler's flags of a release build, as `CARGO_ENCODED_RUSTFLAGS` has them: those that the environment gives, and what
+/// keeps the places of checkout, target directory and Cargo's home out of the programs. Code that build scripts generate is named
+/// in messages by its path, which would tell two builds apart that differ in nothing else.
+fn release_flags() -> Result<String> {
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    let home = home.context("neither CARGO_HOME nor HOME is set: set one of them")?;
+    let given = std::env::var("CARGO_ENCODED_RUSTFLAGS").or_else(|_| {
+        std::env::var("RUSTFLAGS").map(|flags| flags.split_whitespace().collect::<Vec<_>>().join(SEPARATOR))
+    });
+    // The last that fits is taken, and the target directory may lie in the checkout.
+    let places = [(home, "/cargo"), (crate::checkout(), "/saya"), (target_directory()?, "/target")];
+    Ok(with_places_hidden(given.unwrap_or_default(), &places))
+}
+
+/// Between the flags of `CARGO_ENCODED_RUSTFLAGS` (The Cargo Book, "Environment Variables").
+const SEPARATOR: &str = "\x1f";
+
+/// Adds to encoded flags that each path is to be known by another name.
+fn with_places_hidden(mut flags: String, places: &[(PathBuf, &str)]) -> String {
+    for (place, name) in places {
+        if !flags.is_empty() {
+            flags += SEPARATOR;
+        }
+        flags += &format!("--remap-path-prefix={}={name}", place.display());
+    }
+    flags
 }
 
 /// Builds the programs that run in the lab: tests, benchmarks, demonstration.
@@ -192,6 +222,15 @@ fn age(built: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_that_are_given_stay_and_places_get_other_names() {
+        let places = [(PathBuf::from("/a b"), "/saya"), (PathBuf::from("/a b/target"), "/target")];
+        let both = ["--remap-path-prefix=/a b=/saya", "--remap-path-prefix=/a b/target=/target"];
+        assert_eq!(with_places_hidden(String::new(), &places), both.join(SEPARATOR));
+        let given = ["-C", "target-cpu=native"].join(SEPARATOR);
+        assert_eq!(with_places_hidden(given.clone(), &places), [&given, both[0], both[1]].join(SEPARATOR));
+    }
 
     #[test]
     fn only_programs_built_for_testing_are_named() {
