@@ -9,7 +9,7 @@ use clap::Args;
 use crate::{artifacts, checkout};
 
 /// The targets (`tests/fuzz/src/lib.rs`).
-const TARGETS: [&str; 6] = ["agent", "configuration", "control", "fuse", "mmio", "spec"];
+const TARGETS: [&str; 7] = ["agent", "configuration", "control", "fuse", "mmio", "spec", "vsock"];
 
 /// The compiler's options by which libFuzzer learns what an input reaches. They work with any compiler, unlike
 /// sanitizers.

@@ -12,6 +12,7 @@ mod control;
 mod fuse;
 mod input;
 mod mmio;
+mod vsock;
 
 /// A target.
 #[derive(Clone, Copy)]
@@ -30,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "fuse", run: fuse::run },
     Target { name: "mmio", run: mmio::run },
     Target { name: "spec", run: saya_shim::fuzzing::spec },
+    Target { name: "vsock", run: vsock::run },
 ];
 
 /// The target of that name.
