@@ -38,6 +38,20 @@ pub struct Id {
     pub id: String,
 }
 
+/// Asks what state the runtime itself is in.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct StatusRequest {
+    #[prost(bool, tag = "1")]
+    pub verbose: bool,
+}
+
+/// The runtime's state.
+#[derive(Clone, PartialEq, Message)]
+pub struct StatusResponse {
+    #[prost(map = "string, string", tag = "2")]
+    pub info: HashMap<String, String>,
+}
+
 /// Names a container.
 #[derive(Clone, PartialEq, Message)]
 pub struct ContainerRequest {

@@ -17,7 +17,8 @@ use self::messages::{
     ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest, ExecSyncResponse,
     Id, LinuxContainerResources, ListContainerStatsRequest, ListContainerStatsResponse, PodSandboxConfig,
     PodSandboxStats, PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
-    RunPodSandboxRequest, StopContainerRequest, UpdateContainerResourcesRequest, Url,
+    RunPodSandboxRequest, StatusRequest, StatusResponse, StopContainerRequest,
+    UpdateContainerResourcesRequest, Url,
 };
 use self::streaming::Channels;
 
@@ -47,6 +48,15 @@ impl Cri {
         request: &impl Message,
     ) -> anyhow::Result<Answer> {
         self.connection.call(&format!("/runtime.v1.RuntimeService/{method}"), request)
+    }
+
+    /// The network that pods get, as JSON.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn network(&self) -> anyhow::Result<String> {
+        let mut answer: StatusResponse = self.call("Status", &StatusRequest { verbose: true })?;
+        answer.info.remove("cniconfig").context("an answer without networks")
     }
 
     /// Makes a pod and answers its id.

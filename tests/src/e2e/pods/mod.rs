@@ -1,6 +1,7 @@
 //! Pods, as a kubelet has containerd's CRI plugin make them.
 
 mod fixture;
+mod kubelet;
 mod lifecycle;
 mod processes;
 mod recovery;
@@ -27,6 +28,9 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "a_pods_containers_have_the_rights_that_were_asked_for", check: security::rights },
     Test { name: "volumes_are_as_a_kubelet_has_prepared_them", check: volumes::kinds },
     Test { name: "pods_outlive_containerd_and_a_dead_one_is_known_as_dead", check: recovery::recovers },
+    Test { name: "probes_and_restarts_are_as_a_kubelet_drives_them", check: kubelet::probes_and_restarts },
+    Test { name: "a_network_that_is_half_made_leaves_nothing", check: kubelet::half_made_network },
+    Test { name: "a_limit_below_what_a_container_needs_is_told_in_one_error", check: kubelet::too_small },
     Test { name: "redis_and_its_client_in_one_pod", check: scenarios::redis },
     Test { name: "nginx_answers_behind_a_port_of_the_host", check: scenarios::web },
     Test { name: "pods_one_after_another_leave_nothing", check: scenarios::one_after_another },
