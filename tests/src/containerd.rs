@@ -1,9 +1,11 @@
 //! containerd's own services, as far as `ctr` does not reach: a task that is created and not started.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::Context;
 use prost::Message;
+use rustix::process::Pid;
 
 use crate::cri::grpc::Connection;
 
@@ -11,6 +13,20 @@ use crate::cri::grpc::Connection;
 const NAMESPACE: &str = "default";
 /// The snapshotter of `ctr`.
 const SNAPSHOTTER: &str = "overlayfs";
+
+/// Where its socket is.
+fn address() -> String {
+    std::env::var("CONTAINERD_ADDRESS").unwrap_or_else(|_| "/run/containerd/containerd.sock".to_owned())
+}
+
+/// The process behind its socket.
+///
+/// # Errors
+/// Nobody answers.
+pub fn process() -> anyhow::Result<Pid> {
+    let socket = UnixStream::connect(address()).context("containerd does not answer")?;
+    Ok(rustix::net::sockopt::socket_peercred(&socket)?.pid)
+}
 
 /// containerd's `types.Mount`.
 #[derive(Clone, PartialEq, Message)]
@@ -64,8 +80,7 @@ struct CreateTaskResponse {
 /// # Errors
 /// containerd refuses.
 pub fn create_task(container: &str) -> anyhow::Result<u32> {
-    let socket =
-        std::env::var("CONTAINERD_ADDRESS").unwrap_or_else(|_| "/run/containerd/containerd.sock".to_owned());
+    let socket = address();
     let connection = Connection::open(Path::new(&socket), Some(NAMESPACE))
         .with_context(|| format!("connecting to {socket}"))?;
     let snapshot = MountsRequest { snapshotter: SNAPSHOTTER.to_owned(), key: container.to_owned() };

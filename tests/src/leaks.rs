@@ -39,6 +39,7 @@ impl Holdings {
         things.extend(processes());
         things.extend(mounts());
         things.extend(network_interfaces());
+        things.extend(sockets());
         things.extend(DIRECTORIES.iter().flat_map(|directory| files_below(Path::new(directory))));
         things.extend(cgroups_below(Path::new("/sys/fs/cgroup")));
         Self { things }
@@ -90,6 +91,20 @@ fn network_interfaces() -> Vec<String> {
         .collect()
 }
 
+/// Sockets with a name below /run, as long as anybody has them open: what is unlinked is not in a directory any more.
+fn sockets() -> Vec<String> {
+    let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    text.lines().filter_map(socket).collect()
+}
+
+/// The name in a line of /proc/net/unix (unix(7)): the eighth field, where there is one.
+fn socket(line: &str) -> Option<String> {
+    line.split_whitespace()
+        .nth(7)
+        .filter(|name| name.starts_with("/run/"))
+        .map(|name| format!("socket {name}"))
+}
+
 fn files_below(directory: &Path) -> Vec<String> {
     walk(directory, &|path| !is_of_a_namespace(path))
         .into_iter()
@@ -134,6 +149,13 @@ mod tests {
     fn only_what_came_since_is_a_leak() {
         let (before, after) = (holdings(&["mount /a", "mount /b"]), holdings(&["mount /b", "process 7 x"]));
         assert_eq!(before.leaked_by(&after), ["process 7 x"]);
+    }
+
+    #[test]
+    fn a_socket_is_told_by_its_name_below_run() {
+        let line = "00000000: 00000002 00000000 00010000 0001 01 2107";
+        assert_eq!(socket(&format!("{line} /run/x.sock")).as_deref(), Some("socket /run/x.sock"));
+        assert_eq!((socket(line), socket(&format!("{line} @abstract"))), (None, None));
     }
 
     #[test]

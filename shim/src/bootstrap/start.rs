@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use std::{env, mem};
 
 use rustix::io::DupFlags;
@@ -19,11 +20,16 @@ use super::socket::{self, Socket};
 use crate::config::CONFIG_VARIABLE;
 use crate::daemon::{LISTENER, TTRPC_ADDRESS};
 use crate::identifier::{self, InvalidIdentifier};
+use crate::pod::directory::PodDirectory;
+use crate::pod::record::Record;
 use crate::spec::{Document, DocumentError};
 use crate::task_service::{OptionsError, RuntimeOptions};
 
 /// Where a configuration that came as text is kept, in the bundle.
 const INLINE_CONFIG: &str = "saya.toml";
+
+/// How long the shim of an earlier pod of the same name may take to end. containerd sets `start` no limit.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a shim could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +50,14 @@ pub(crate) enum StartError {
         container: String,
         /// The sandbox.
         sandbox: String,
+    },
+    /// The pod of the same name before this one does not end.
+    #[error("the shim of an earlier pod named {pod} (process {process}) has been ending for {} s", PREDECESSOR_PATIENCE.as_secs())]
+    Predecessor {
+        /// The pod.
+        pod: String,
+        /// Its shim.
+        process: u32,
     },
     /// The system.
     #[error("{what}: {source}")]
@@ -70,6 +84,10 @@ pub(super) fn run(mut flags: Flags) -> Result<(), StartError> {
     let bundle = env::current_dir().map_err(system("the bundle"))?;
     let spec = Document::read(&bundle)?;
     let sandbox = spec.sandbox_id(&flags.id)?;
+    if spec.makes_pod() {
+        let directory = PodDirectory::new(&flags.namespace, sandbox);
+        await_predecessor(sandbox, &directory.record(), PREDECESSOR_PATIENCE)?;
+    }
     let path = socket::path(&flags.address, &flags.namespace, sandbox);
     match socket::listen(&path).map_err(system("the shim's socket"))? {
         Socket::Served => {}
@@ -87,6 +105,18 @@ pub(super) fn run(mut flags: Flags) -> Result<(), StartError> {
     let address = socket::address(&path);
     fs::write(bundle.join("address"), &address).map_err(system("the bundle's file address"))?;
     input.answer.write(&address, io::stdout()).map_err(system("standard output"))
+}
+
+/// Lets a shim that is taking an earlier pod of the name away finish. It answers on the pod's socket until it is gone, and
+/// has the pod's directory. Before containerd is told that the earlier pod is deleted, its record says that it is ending.
+fn await_predecessor(pod: &str, record: &Path, patience: Duration) -> Result<(), StartError> {
+    let ending = Record::read(record).filter(|record| record.ending);
+    match ending.and_then(|record| record.shim) {
+        Some(shim) if !shim.ends_within(patience) => {
+            Err(StartError::Predecessor { pod: pod.to_owned(), process: shim.pid })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn start(flags: &Flags, bundle: &Path, listener: &UnixListener, input: &Input) -> Result<(), StartError> {
@@ -149,4 +179,37 @@ fn oom_score() -> io::Result<String> {
     let score = fs::read_to_string(format!("/proc/{parent}/oom_score_adj"))?;
     let score: i32 = score.trim().parse().map_err(io::Error::other)?;
     Ok((score + 1).min(HIGHEST).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::pod::record::Process;
+
+    #[test]
+    fn a_pod_waits_for_the_shim_of_an_earlier_one_of_its_name_that_is_ending_and_for_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pod.json");
+        await_predecessor("p", &path, Duration::ZERO).expect("there was none");
+
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut record = Record { shim: Process::of(child.id()).ok(), ..Record::default() };
+        record.write(&path).unwrap();
+        await_predecessor("p", &path, Duration::ZERO).expect("it is not ending");
+        record.ending = true;
+        record.write(&path).unwrap();
+        let error = await_predecessor("p", &path, Duration::ZERO).unwrap_err().to_string();
+        assert!(error.contains(&child.id().to_string()), "{error}");
+
+        let reaper = std::thread::spawn(move || {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        });
+        let begin = Instant::now();
+        await_predecessor("p", &path, Duration::from_secs(1000)).unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(1000));
+        reaper.join().unwrap();
+    }
 }

@@ -143,6 +143,21 @@ fn hierarchies() -> Result<Vec<(PathBuf, PathBuf)>, CgroupError> {
     Ok(separate(&mounts, &membership))
 }
 
+/// Whether the kernel has killed a process of the cgroup that this process is in for want of memory.
+pub(crate) fn has_run_out_of_memory() -> bool {
+    let directories = hierarchies().unwrap_or_default().into_iter().map(|(mount, own)| mount.join(own));
+    let files =
+        directories.flat_map(|own| ["memory.events", "memory.oom_control"].map(|file| own.join(file)));
+    files.filter_map(|file| fs::read_to_string(file).ok()).any(|events| counts_kills(&events))
+}
+
+/// Whether there were any, by v2's `memory.events` or v1's `memory.oom_control` (Documentation/admin-guide/cgroup-v2.rst,
+/// cgroup-v1/memory.rst).
+fn counts_kills(events: &str) -> bool {
+    let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).is_some_and(|count: u64| count > 0)
+}
+
 fn unified(membership: &str) -> Option<PathBuf> {
     membership.lines().find_map(|line| Some(relative(line.strip_prefix("0::")?)))
 }
@@ -195,6 +210,14 @@ mod tests {
         }
         inherit_cpuset(parent, &child).unwrap();
         assert_eq!(fs::read(child.join("cpuset.cpus")).unwrap(), b"0-3");
+    }
+
+    #[test]
+    fn processes_that_were_killed_for_want_of_memory_are_counted_in_both_versions() {
+        assert!(counts_kills("low 0\nhigh 0\nmax 77\noom 1\noom_kill 1\noom_group_kill 0\n"));
+        assert!(counts_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"));
+        assert!(!counts_kills("max 5\noom 0\noom_kill 0\noom_group_kill 4\n"));
+        assert!(!counts_kills(""));
     }
 
     #[test]

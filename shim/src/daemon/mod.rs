@@ -1,6 +1,8 @@
 //! The long-running shim of a pod.
 
+mod ending;
 mod logging;
+mod rights;
 
 use std::env;
 use std::io;
@@ -11,16 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use crate::bootstrap::{Flags, socket};
+use crate::bootstrap::Flags;
 use crate::container::Tasks;
 use crate::events::{Address, Publisher};
 use crate::pod::Pod;
 use crate::pod::timeline::Recorder;
 use crate::task_service::TaskService;
+
+pub(crate) use ending::Ending;
 
 /// The descriptor at which `start` hands the listening socket over, as containerd's own shims have it.
 pub(crate) const LISTENER: RawFd = 3;
@@ -48,6 +51,7 @@ pub(crate) fn run(flags: &Flags) -> io::Result<()> {
     };
     logging::start(&bundle, flags.debug);
     let listener = listener(flags)?;
+    rights::reduce()?;
     // One thread: the VMM, which dies with the thread that made it, and a shim's memory want no more.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -79,26 +83,24 @@ async fn serve(
     let pod = Arc::new(Pod::start(&flags.namespace, &flags.id, bundle, timeline));
     let publisher = Publisher::start(publish_address(flags), &flags.namespace);
     let tasks = Tasks::new(&flags.namespace, pod.clone(), publisher.clone());
-    let shutdown = Arc::new(Notify::new());
+    let ending = Arc::new(Ending::new(pod.clone(), socket));
     let mut server = Server::new()
         .add_listener(Listener::try_from(listener)?)
-        .register_service(TaskService::new(tasks, shutdown.clone()).services());
+        .register_service(TaskService::new(tasks, ending.clone()).services());
     server.start().await.map_err(io::Error::other)?;
     tracing::debug!(pod = pod.id(), pid = std::process::id(), "the shim serves");
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        () = shutdown.notified() => {}
+        () = ending.begun() => {}
         _ = terminate.recv() => tracing::info!("ended by SIGTERM"),
         _ = interrupt.recv() => tracing::info!("ended by SIGINT"),
     }
+    ending.begin();
     pod.tear_down().await;
     if tokio::time::timeout(FLUSH_PATIENCE, publisher.flush()).await.is_err() {
         tracing::warn!("containerd has not taken the last events");
-    }
-    if let Some(socket) = socket {
-        socket::remove(&socket);
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ use super::agent::{Agent, VsockAddress, no_timeout, read_line};
 use super::directory::PodDirectory;
 use super::process::{self, Diagnostics};
 use super::timeline::Recorder;
+use crate::cgroup;
 use crate::clock::wall_ns;
 use crate::config::Config;
 use crate::network::{PodInterface, PodNetwork};
@@ -294,6 +295,9 @@ impl Supervisor {
             Some(report) => report,
             None => StopReport {
                 reason: match status {
+                    Ok(status) if cgroup::has_run_out_of_memory() => {
+                        format!("the VMM ended ({status}) because the pod's cgroup ran out of memory")
+                    }
                     Ok(status) => format!("the VMM ended without a report ({status}){}", self.diagnostics),
                     Err(error) => format!("the VMM ended without a report: {error}"),
                 },

@@ -17,12 +17,12 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::{Task, create_task};
-use tokio::sync::Notify;
 use ttrpc::r#async::{Service, TtrpcContext};
 
 use crate::cgroup;
 use crate::clock;
 use crate::container::{CreateRequest, Freezer, Phase, Process, TaskError, Tasks};
+use crate::daemon::Ending;
 use crate::events::{Exit, any};
 use crate::io::Stdio;
 use saya_agent_api::agent::GuestProcess;
@@ -38,13 +38,13 @@ const VERSION_2: &str = "containerd.task.v2.Task";
 #[derive(Clone)]
 pub(crate) struct TaskService {
     tasks: Tasks,
-    shutdown: Arc<Notify>,
+    ending: Arc<Ending>,
 }
 
 impl TaskService {
-    /// A service for the containers of `tasks`; `shutdown` is notified when containerd wants the shim to end.
-    pub(crate) fn new(tasks: Tasks, shutdown: Arc<Notify>) -> Self {
-        Self { tasks, shutdown }
+    /// A service for the containers of `tasks`; `ending` begins when containerd wants the shim to end.
+    pub(crate) fn new(tasks: Tasks, ending: Arc<Ending>) -> Self {
+        Self { tasks, ending }
     }
 
     /// The service under both of its names, for a ttrpc server.
@@ -227,8 +227,7 @@ impl Task for TaskService {
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
         if self.tasks.is_empty() {
             // Before containerd has its answer: with that it closes the connection, and calls `delete`.
-            self.tasks.pod().announce_end();
-            self.shutdown.notify_one();
+            self.ending.begin();
         }
         Ok(Empty::default())
     }

@@ -26,7 +26,7 @@ const STRAYS: usize = 64;
 const HOST_PORT: u32 = 1024;
 const GUEST_PORT: u32 = 5000;
 /// How long a stream may stand still that has something to bring.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Operations (virtio 1.2, 5.10.6).
 const REQUEST: u16 = 1;

@@ -1,4 +1,5 @@
-//! What the VMM of a running container may do on the host. These are about our VMM: of other runtimes nothing is asked.
+//! What the shim and the VMM of a running container may do on the host. These are about ours: of other runtimes nothing is
+//! asked.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,9 +8,11 @@ use anyhow::{Context as _, ensure};
 
 use super::Test;
 use super::context::{BUSYBOX, Context, bind, ctr};
+use super::task_api::shim_of;
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "the_vmm_of_a_running_container_is_jailed", check: jailed },
+    Test { name: "the_shim_of_a_running_container_has_the_rights_that_it_uses", check: shim },
     Test { name: "what_is_mounted_later_reaches_the_jail_with_its_flags", check: later_mounts },
 ];
 
@@ -45,6 +48,31 @@ fn jailed(context: &Context) -> anyhow::Result<()> {
     }
     let interfaces = fs::read_to_string(vmm.join("net/dev"))?;
     ensure!(interfaces.lines().skip(2).all(|line| line.trim().starts_with("lo:")), "{interfaces}");
+    container.remove()
+}
+
+/// What [`FILES`] has, and `CAP_KILL`, `NET_ADMIN`, `SYS_PTRACE`, `SYS_ADMIN`.
+const SHIM: u64 = FILES | 1 << 5 | 1 << 12 | 1 << 19 | 1 << 21;
+
+fn shim(context: &Context) -> anyhow::Result<()> {
+    context.for_ours_alone("it is our shim that gives rights up")?;
+    let container = context.start(BUSYBOX, "rights", &[], &["sleep", "3600"])?;
+    let shim = PathBuf::from(format!("/proc/{}", shim_of("rights")?.as_raw_nonzero()));
+    for thread in fs::read_dir(shim.join("task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        for field in ["CapEff", "CapPrm"] {
+            let found = u64::from_str_radix(value(&status, field)?, 16)?;
+            ensure!(found == SHIM, "the shim's {field} is {found:x} and not {SHIM:x}");
+        }
+        // Hooks and loggers are to have what they would have under any other runtime.
+        let ours = fs::read_to_string("/proc/self/status")?;
+        for field in ["CapBnd", "NoNewPrivs"] {
+            ensure!(
+                value(&status, field)? == value(&ours, field)?,
+                "{field} of the shim's children: {status}"
+            );
+        }
+    }
     container.remove()
 }
 

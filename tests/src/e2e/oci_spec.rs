@@ -73,15 +73,17 @@ fn inside(context: &Context) -> anyhow::Result<()> {
     {
         ensure!(status(phase).as_deref() == Some(expected), "{phase} read {:?}", seen(phase));
     }
+    let rights = fs::read_to_string("/proc/self/status")?;
+    ensure!(rights.contains(&seen("prestart.rights")) && !seen("prestart.rights").is_empty(), "{rights}");
     ensure!(seen("poststop").is_empty(), "the poststop hook has run already");
     container.remove()?;
     eventually("the poststop hook has run", || Ok(status("poststop").as_deref() == Some("stopped")))
 }
 
-/// A hook that keeps the state which it reads.
+/// A hook that keeps the state which it reads, and what rights it has.
 fn host_hook(context: &Context, phase: &str) -> Value {
     let file = context.scratch.join(phase);
-    json!([{"path": "/bin/sh", "args": ["sh", "-c", format!("cat > {}", file.display())]}])
+    json!([{"path": "/bin/sh", "args": ["sh", "-c", format!("cat > {0}; grep CapEff /proc/self/status > {0}.rights", file.display())]}])
 }
 
 /// Fields that every runtime knows.

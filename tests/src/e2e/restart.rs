@@ -8,8 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::Test;
 use super::context::{BUSYBOX, Context, bind, ctr, eventually};
 use super::events::Events;
-use super::kill_matrix::containerd;
 use super::task_api::Task;
+use crate::containerd;
 
 pub(super) const TESTS: &[Test] =
     &[Test { name: "containers_outlive_a_killed_containerd_and_are_found_again", check: restart }];
@@ -24,7 +24,7 @@ fn restart(context: &Context) -> anyhow::Result<()> {
     context.start(BUSYBOX, "mortal", &["--null-io", "--mount", &mount], &until)?;
     let before = line_of("survivor")?;
 
-    let killed = containerd()?;
+    let killed = containerd::process()?;
     kill_process(killed, Signal::KILL)?;
     // One ends while nobody is there to be told.
     fs::write(context.scratch.join("go"), "")?;
@@ -52,14 +52,14 @@ fn restart(context: &Context) -> anyhow::Result<()> {
 
 /// Kills containerd, and waits until there is another.
 pub(super) fn kill_containerd() -> anyhow::Result<()> {
-    let killed = containerd()?;
+    let killed = containerd::process()?;
     kill_process(killed, Signal::KILL)?;
     wait_for_another(killed)
 }
 
 fn wait_for_another(killed: Pid) -> anyhow::Result<()> {
     eventually("containerd is back", || {
-        Ok(containerd().is_ok_and(|pid| pid != killed) && ctr(["task", "ls"]).is_ok())
+        Ok(containerd::process().is_ok_and(|pid| pid != killed) && ctr(["task", "ls"]).is_ok())
     })
 }
 

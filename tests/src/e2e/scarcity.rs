@@ -1,4 +1,4 @@
-//! A host that lacks something: room, descriptors, /dev/kvm, a steady clock. Whoever asked is told, and nothing is left.
+//! A host that lacks something: room, memory, descriptors, /dev/kvm, a steady clock. Whoever asked is told, and nothing is left.
 
 use std::fs;
 use std::path::Path;
@@ -7,13 +7,18 @@ use anyhow::{Context as _, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Resource, Rlimit, prlimit};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
+use serde_json::json;
 
 use super::Test;
-use super::context::{BUSYBOX, Context, NotApplicable, bind, ctr, eventually};
+use super::context::{BUSYBOX, Context, ImageRoot, NotApplicable, bind, ctr, eventually};
+use super::image_root::merge;
 use super::task_api::shim_of;
+use crate::leaks::Holdings;
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "a_full_disk_is_the_error_of_who_writes", check: full_disk },
+    Test { name: "a_full_root_file_system_is_the_error_of_who_writes", check: full_root },
+    Test { name: "a_pod_for_which_there_is_no_memory_ends_and_leaves_nothing", check: no_memory },
     Test { name: "a_shim_without_descriptors_refuses_and_recovers", check: no_descriptors },
     Test { name: "a_host_without_kvm_says_so_and_leaves_nothing", check: no_kvm },
     Test { name: "a_clock_that_is_stepped_disturbs_no_container", check: stepped_clock },
@@ -72,6 +77,64 @@ fn full_disk(context: &Context) -> anyhow::Result<()> {
     let ended = context.run(&[], "roomless", &["true"])?;
     ensure!(ended.status != Some(0) && ended.stderr.contains("No space left on device"), "{ended:?}");
     eventually("the pod's directory is gone", || Ok(!state.join("default/roomless").exists()))
+}
+
+fn full_root(context: &Context) -> anyhow::Result<()> {
+    alone(context)?;
+    let root = context.scratch.join("root");
+    fs::create_dir(&root)?;
+    let _small = Small::mount(&root, 6 << 10)?;
+    for directory in ["bin", "proc", "dev", "sys", "run"] {
+        fs::create_dir(root.join(directory))?;
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox"))?;
+    let writes = "cd /; b=/bin/busybox; $b dd if=/dev/zero of=/file bs=64k count=1000; $b mkdir /directory; echo x > /directory/file; \
+        $b rm -r /file /directory; echo room > /again; $b cat /again";
+    let image = ImageRoot::mount(BUSYBOX, context.scratch.join("image"))?;
+    let ended = image.run(context, "full-root", |spec| {
+        let args = ["/bin/busybox", "sh", "-c", writes];
+        merge(spec, &json!({"root": {"path": root}, "process": {"args": args, "terminal": false}}));
+    })?;
+    let ended = ended.expect_status(0)?;
+    ensure!(ended.stderr.contains("No space left on device") && ended.text() == "room\n", "{ended:?}");
+    Ok(())
+}
+
+/// A cgroup with a bound on memory, as long as this lives.
+struct Poor<'a>(&'a Path);
+
+impl<'a> Poor<'a> {
+    fn make(at: &'a Path, bytes: u64) -> anyhow::Result<Self> {
+        fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory").context("cgroup v2 with memory")?;
+        fs::create_dir(at)?;
+        fs::write(at.join("memory.max"), bytes.to_string())?;
+        // The pod's own cgroup counts what is killed in it.
+        fs::write(at.join("cgroup.subtree_control"), "+memory")?;
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Poor<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(self.0) {
+            eprintln!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+fn no_memory(context: &Context) -> anyhow::Result<()> {
+    context.for_ours_alone("what runs in it needs so little")?;
+    alone(context)?;
+    let poor = Poor::make(Path::new("/sys/fs/cgroup/poor"), 24 << 20)?;
+    let before = Holdings::now();
+    let flags = ["--cgroup", "/poor/pod"];
+    let ended = context.run(&flags, "poor", &["true"])?;
+    ensure!(ended.status != Some(0) && ended.stderr.contains("ran out of memory"), "{ended:?}");
+    eventually("nothing is left", || Ok(before.leaked_by(&Holdings::now()).is_empty()))
+        .with_context(|| before.leaked_by(&Holdings::now()).join(", "))?;
+    fs::write(poor.0.join("memory.max"), "max")?;
+    context.run(&flags, "poor", &["true"])?.expect_status(0)?;
+    eventually("the cgroup is empty", || Ok(!poor.0.join("pod").exists()))
 }
 
 fn no_descriptors(context: &Context) -> anyhow::Result<()> {

@@ -4,20 +4,29 @@
 mod moment;
 mod part;
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
 use self::moment::{Moment, Stage};
 use self::part::Part;
-pub(super) use self::part::containerd;
 use super::Test;
-use super::context::{Context, ctr, eventually};
+use super::context::{BUSYBOX, Context, Running, ctr, eventually};
 use super::events::Events;
+use crate::cni::Netns;
+use crate::containerd;
 use crate::leaks::Holdings;
 
-pub(super) const TESTS: &[Test] =
-    &[Test { name: "a_pod_of_which_a_part_is_killed_at_any_moment_ends_and_leaves_nothing", check: matrix }];
+pub(super) const TESTS: &[Test] = &[
+    Test { name: "a_pod_of_which_a_part_is_killed_at_any_moment_ends_and_leaves_nothing", check: short },
+    Test { name: "a_shim_killed_at_any_moment_leaves_nothing", check: shims },
+    Test { name: "a_vmm_killed_at_any_moment_leaves_nothing", check: vmms },
+    Test { name: "a_first_process_killed_at_any_moment_leaves_nothing", check: processes },
+    Test { name: "a_guest_that_panics_at_any_moment_leaves_nothing", check: guests },
+    Test { name: "a_containerd_killed_at_any_moment_takes_no_pod_along", check: containerds },
+    Test { name: "parts_killed_at_once_leave_nothing", check: pairs },
+];
 
 /// The container of every case: that it can be made again is checked by the next one.
 const NAME: &str = "matrix";
@@ -45,69 +54,124 @@ const DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(60), Durati
 /// Where shims' sockets are, as the leak checker names them.
 const SOCKETS: &str = "file /run/containerd/s/";
 
-/// By how many descriptors and threads containerd may have grown: connections that it keeps open, threads that wait.
+/// By how many descriptors and threads containerd may have grown after all of a part's cases: connections that it keeps open, threads that wait.
 const CONTAINERD_NOISE: usize = 6;
 
-fn matrix(context: &Context) -> anyhow::Result<()> {
-    if !context.long {
-        for &(parts, moment) in SHORT {
-            case(context, parts, moment, Duration::ZERO)?;
-        }
-        return again(context);
+fn short(context: &Context) -> anyhow::Result<()> {
+    all_of(context, SHORT.iter().map(|&(parts, moment)| (parts, moment, Duration::ZERO)))
+}
+
+fn shims(context: &Context) -> anyhow::Result<()> {
+    all_moments(context, &[Part::Shim])
+}
+
+fn vmms(context: &Context) -> anyhow::Result<()> {
+    all_moments(context, &[Part::Vmm])
+}
+
+fn processes(context: &Context) -> anyhow::Result<()> {
+    all_moments(context, &[Part::Process])
+}
+
+fn guests(context: &Context) -> anyhow::Result<()> {
+    context.for_ours_alone("its guest is the host")?;
+    all_moments(context, &[Part::Guest])
+}
+
+fn containerds(context: &Context) -> anyhow::Result<()> {
+    all_moments(context, &[Part::Containerd])
+}
+
+fn pairs(context: &Context) -> anyhow::Result<()> {
+    context.in_the_long_form_alone()?;
+    let of_ours = |parts: &&[Part]| !context.is_control() || !parts.contains(&Part::Guest);
+    all_of(context, PAIRS.into_iter().filter(of_ours).map(|parts| (parts, Moment::Writing, Duration::ZERO)))
+}
+
+fn all_moments(context: &Context, parts: &'static [Part]) -> anyhow::Result<()> {
+    context.in_the_long_form_alone()?;
+    let moments = Moment::ALL.into_iter().filter(|moment| parts.iter().all(|part| part.is_there(*moment)));
+    let cases = moments.flat_map(|moment| {
+        let delays = if moment.passes() { &DELAYS[..] } else { &DELAYS[..1] };
+        delays.iter().map(move |&delay| (parts, moment, delay))
+    });
+    all_of(context, cases)
+}
+
+type Case = (&'static [Part], Moment, Duration);
+
+/// Checks cases one after the other, beside a pod that is to notice nothing, and that the name is free after the last, too.
+fn all_of(context: &Context, cases: impl Iterator<Item = Case>) -> anyhow::Result<()> {
+    let neighbour = Neighbour::start(context)?;
+    let namespace = Netns::new("saya-matrix")?;
+    namespace.ip("link add eth0 type veth peer name eth1")?;
+    namespace.ip("addr add 10.78.0.1/24 dev eth0")?;
+    namespace.ip("link set eth0 up")?;
+    namespace.ip("link set eth1 up")?;
+    let before = part::size(containerd::process()?)?;
+    let mut same_containerd = true;
+    for (parts, moment, delay) in cases {
+        eprintln!("{parts:?} killed, {moment:?} and {delay:?}");
+        check(context, &namespace, parts, moment, delay)
+            .and_then(|()| neighbour.is_undisturbed())
+            .with_context(|| format!("{parts:?} killed, {moment:?} and {delay:?} later"))?;
+        same_containerd &= !parts.contains(&Part::Containerd);
     }
-    let containerd = containerd()?;
-    let before = part::size(containerd)?;
-    for part in [Part::Shim, Part::Vmm, Part::Process, Part::Guest] {
-        all_moments(context, part)?;
-    }
-    for parts in PAIRS.into_iter().filter(|parts| !parts.contains(&Part::Containerd)) {
-        case(context, parts, Moment::Writing, Duration::ZERO)?;
-    }
-    let after = part::size(containerd)?;
+    let ended = context.run(&[&namespace.flag()], NAME, &["echo", "again"])?.expect_status(0)?;
+    ensure!(ended.text() == "again\n", "{ended:?}");
+    let after = part::size(containerd::process()?)?;
     ensure!(
-        after.0 <= before.0 + CONTAINERD_NOISE && after.1 <= before.1 + CONTAINERD_NOISE,
+        !context.long
+            || !same_containerd
+            || (after.0 <= before.0 + CONTAINERD_NOISE && after.1 <= before.1 + CONTAINERD_NOISE),
         "containerd had {before:?} descriptors and threads, and has {after:?}"
     );
-    all_moments(context, Part::Containerd)?;
-    for parts in PAIRS.into_iter().filter(|parts| parts.contains(&Part::Containerd)) {
-        case(context, parts, Moment::Writing, Duration::ZERO)?;
+    neighbour.container.remove()
+}
+
+/// A pod beside the one that is killed.
+struct Neighbour {
+    container: Running,
+    line: String,
+}
+
+impl Neighbour {
+    const NAME: &str = "neighbour";
+
+    fn start(context: &Context) -> anyhow::Result<Self> {
+        let container = context.start(BUSYBOX, Self::NAME, &[], &["sleep", "3600"])?;
+        Ok(Self { container, line: Self::line()? })
     }
-    again(context)
-}
 
-fn all_moments(context: &Context, part: Part) -> anyhow::Result<()> {
-    for moment in Moment::ALL.into_iter().filter(|moment| part.is_there(*moment)) {
-        let delays = if moment.passes() { &DELAYS[..] } else { &DELAYS[..1] };
-        for &delay in delays {
-            case(context, &[part], moment, delay)?;
-        }
+    /// Name, pid and state, as containerd lists them.
+    fn line() -> anyhow::Result<String> {
+        let list = ctr(["task", "list"])?;
+        Ok(list.lines().find(|line| line.starts_with(Self::NAME)).unwrap_or_default().to_owned())
     }
-    Ok(())
-}
 
-/// The name is free after the last case, too.
-fn again(context: &Context) -> anyhow::Result<()> {
-    let ended = context.run(&[], NAME, &["echo", "again"])?.expect_status(0)?;
-    ensure!(ended.text() == "again\n", "{ended:?}");
-    Ok(())
-}
-
-fn case(context: &Context, parts: &[Part], moment: Moment, delay: Duration) -> anyhow::Result<()> {
-    if context.is_control() && parts.contains(&Part::Guest) {
-        return Ok(());
+    fn is_undisturbed(&self) -> anyhow::Result<()> {
+        part::exec(Self::NAME, "alive", "true").context("the pod beside it does not answer")?;
+        let line = Self::line()?;
+        ensure!(line == self.line, "the pod beside it was {:?} and is {line:?}", self.line);
+        Ok(())
     }
-    eprintln!("{parts:?} killed, {moment:?} and {delay:?}");
-    check(context, parts, moment, delay)
-        .with_context(|| format!("{parts:?} killed, {moment:?} and {delay:?} later"))
 }
 
-fn check(context: &Context, parts: &[Part], moment: Moment, delay: Duration) -> anyhow::Result<()> {
-    let before = Holdings::now();
+fn check(
+    context: &Context,
+    namespace: &Netns,
+    parts: &[Part],
+    moment: Moment,
+    delay: Duration,
+) -> anyhow::Result<()> {
+    let (before, network) = (Holdings::now(), namespace.contents()?);
     let with_containerd = parts.contains(&Part::Containerd);
     let events = if with_containerd { None } else { Some(Events::follow()?) };
 
-    let stage = Stage::set(context, NAME, moment, parts)?;
+    let reasons = Reasons::so_far();
+    let stage = Stage::set(context, NAME, &namespace.flag(), moment, parts)?;
     std::thread::sleep(delay);
+    let killed = Instant::now();
     for part in parts {
         part.kill(NAME)?;
     }
@@ -128,6 +192,10 @@ fn check(context: &Context, parts: &[Part], moment: Moment, delay: Duration) -> 
         if let Some(events) = events.filter(|_| moment != Moment::Creating) {
             let exit = events.first("/tasks/exit", |fields| fields["id"] == NAME)?;
             ensure!(exit["container_id"] == NAME && exit["exit_status"] == 137, "{exit}");
+            eprintln!("    its exit was told after {} ms", killed.elapsed().as_millis());
+        }
+        if let ([part], false, false) = (parts, moment.passes(), context.is_control()) {
+            reasons.are_followed_by_that_of(*part)?;
         }
     }
     eventually("it can be removed", || {
@@ -145,7 +213,32 @@ fn check(context: &Context, parts: &[Part], moment: Moment, delay: Duration) -> 
             // runtime; the next shim of the name takes it over.
             left.retain(|thing| !thing.starts_with(SOCKETS));
         }
+        if namespace.contents()? != network {
+            left.push(format!("what is in the pod's network namespace: {}", namespace.contents()?));
+        }
         Ok(left.is_empty())
     })
     .with_context(|| left.join(", "))
+}
+
+/// What containerd's log says of machines that have stopped; nothing where it is not in the lab's place.
+struct Reasons(String);
+
+impl Reasons {
+    const LOG: &str = "/run/saya-lab/containerd.log";
+
+    fn so_far() -> Self {
+        Self(fs::read_to_string(Self::LOG).unwrap_or_default())
+    }
+
+    /// Waits for the reason that the end of this part is for the end of a machine, where it is one.
+    fn are_followed_by_that_of(&self, part: Part) -> anyhow::Result<()> {
+        let Some(expected) = part.reason().filter(|_| !self.0.is_empty()) else { return Ok(()) };
+        eventually("the reason is in containerd's log", || {
+            let log = Self::so_far().0;
+            let new = log.get(self.0.len()..).unwrap_or_default();
+            Ok(new.lines().any(|line| line.contains("machine has stopped") && line.contains(expected)))
+        })
+        .with_context(|| expected)
+    }
 }

@@ -46,14 +46,20 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Makes the container and brings it to the moment.
+    /// Makes the container with `network`, `ctr`'s flag for its network namespace, and brings it to the moment.
     ///
     /// # Errors
     /// It cannot be made: the case before has left something.
-    pub(super) fn set(context: &Context, name: &str, moment: Moment, parts: &[Part]) -> anyhow::Result<Self> {
+    pub(super) fn set(
+        context: &Context,
+        name: &str,
+        network: &str,
+        moment: Moment,
+        parts: &[Part],
+    ) -> anyhow::Result<Self> {
         // Who may mount has a /proc of its own to write to.
-        let may_mount = ["--cap-add", "CAP_SYS_ADMIN"];
-        let flags = if parts.contains(&Part::Guest) { &may_mount[..] } else { &[] };
+        let may_mount = [network, "--cap-add", "CAP_SYS_ADMIN"];
+        let flags = if parts.contains(&Part::Guest) { &may_mount[..] } else { &may_mount[..1] };
         let idle = ["sleep", "3600"];
         let client = match moment {
             Moment::Creating => {

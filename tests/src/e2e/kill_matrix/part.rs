@@ -1,14 +1,13 @@
 //! What is killed.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::moment::Moment;
+use crate::containerd;
 use crate::ctr::ctr;
 use crate::e2e::task_api::shim_of;
 
@@ -38,12 +37,21 @@ impl Part {
         }
     }
 
+    /// What the shim gives as the reason of the virtual machine's end, where that ends with this and the shim does not.
+    pub(super) fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Vmm => Some("the VMM ended without a report (signal: 9"),
+            Self::Guest => Some("the guest's kernel panicked: sysrq triggered crash"),
+            Self::Shim | Self::Process | Self::Containerd => None,
+        }
+    }
+
     /// Kills it. What has ended by itself is as good.
     pub(super) fn kill(self, container: &str) -> anyhow::Result<()> {
         match self {
             Self::Shim => shim_of(container).map_or(Ok(()), end),
             Self::Vmm => vmm(container).map_or(Ok(()), end),
-            Self::Containerd => end(containerd()?),
+            Self::Containerd => end(containerd::process()?),
             Self::Process => {
                 ctr(["task", "kill", "--signal", "KILL", container]).ok();
                 Ok(())
@@ -70,14 +78,6 @@ pub(super) fn vmm(container: &str) -> anyhow::Result<Pid> {
     let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
     let first = children.split_whitespace().next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
     first.with_context(|| format!("shim {shim} has no child"))
-}
-
-/// The process behind containerd's socket.
-pub(in super::super) fn containerd() -> anyhow::Result<Pid> {
-    let address =
-        std::env::var_os("CONTAINERD_ADDRESS").unwrap_or_else(|| "/run/containerd/containerd.sock".into());
-    let socket = UnixStream::connect(Path::new(&address)).context("containerd does not answer")?;
-    Ok(rustix::net::sockopt::socket_peercred(&socket)?.pid)
 }
 
 /// How many descriptors and threads a process has.

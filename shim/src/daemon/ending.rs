@@ -1,0 +1,40 @@
+//! The end of a shim, from which on nobody is to find it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::bootstrap::socket;
+use crate::pod::Pod;
+
+/// How a shim is told to end.
+pub(crate) struct Ending {
+    pod: Arc<Pod>,
+    /// The socket on which it is reached, until its end begins.
+    socket: Mutex<Option<PathBuf>>,
+    wanted: Notify,
+}
+
+impl Ending {
+    /// That of the shim of `pod`, which is reached by the socket at this path, if it has one.
+    pub(super) fn new(pod: Arc<Pod>, socket: Option<PathBuf>) -> Self {
+        Self { pod, socket: Mutex::new(socket), wanted: Notify::new() }
+    }
+
+    /// Has the shim end. From now on `delete` leaves the pod to it, and a next pod of the name waits for it and does not reach
+    /// it. Only the first call removes the socket: later there may be another's at its place.
+    pub(crate) fn begin(&self) {
+        self.pod.announce_end();
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(socket) = socket {
+            socket::remove(&socket);
+        }
+        self.wanted.notify_one();
+    }
+
+    /// Waits until the shim is to end.
+    pub(super) async fn begun(&self) {
+        self.wanted.notified().await;
+    }
+}
