@@ -28,6 +28,9 @@ pub(crate) struct BenchOptions {
     /// How often.
     #[arg(default_value_t = 10)]
     runs: u32,
+    /// How many MiB pass through standard streams.
+    #[arg(default_value_t = 64)]
+    mebibytes: u32,
     /// Measure what is built already: install and build nothing first.
     #[arg(long)]
     no_build: bool,
@@ -54,7 +57,8 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<ExitCode> {
     for name in names {
         let counted = name == "boot" && !lab::host::runs_microvms();
         let name = if counted { "boot-icount" } else { name };
-        let arguments = vec![name.to_owned(), results.display().to_string(), options.runs.to_string()];
+        let numbers = [options.runs, options.mebibytes].map(|number| number.to_string());
+        let arguments = [vec![name.to_owned(), results.display().to_string()], numbers.to_vec()].concat();
         let status = in_lab("saya-bench", arguments, no_build, counted)?;
         if status != ExitCode::SUCCESS {
             return Ok(status);

@@ -6,13 +6,17 @@ use anyhow::{Context, bail};
 use saya_tests::bench::boot::BootFigures;
 use saya_tests::bench::{boot, fs, memory, monitors, start, stdio, write_json};
 
-const USAGE: &str = "usage: saya-bench start|memory|stdio|fs|boot|boot-icount OUTPUT-DIRECTORY [RUNS]";
+const USAGE: &str = "usage: saya-bench start|memory|stdio|fs|boot|boot-icount OUTPUT-DIRECTORY [RUNS [MIB]]";
+
+/// How much passes through standard streams if nothing else is said.
+const STDIO_MEBIBYTES: u32 = 64;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().context(USAGE)?;
     let output = PathBuf::from(arguments.next().context(USAGE)?);
     let runs = arguments.next().map_or(Ok(10), |runs| runs.parse()).context(USAGE)?;
+    let mebibytes = arguments.next().map_or(Ok(STDIO_MEBIBYTES), |size| size.parse()).context(USAGE)?;
     match name.as_str() {
         "start" => {
             let figures = start::measure(runs, &output)?;
@@ -25,7 +29,7 @@ fn main() -> anyhow::Result<()> {
             println!("{}", memory::table(&figures));
         }
         "stdio" => {
-            let figures = stdio::measure(runs)?;
+            let figures = stdio::measure(runs, mebibytes)?;
             write_json(&output, "stdio", &figures)?;
             println!("{}", stdio::table(&figures));
         }
