@@ -11,24 +11,33 @@ use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE, SHARE_PATH};
 use crate::container::plan::{MountPlan, MountSource};
 use crate::error::{Action, Error, Result};
 
+/// How much a file that is read from begin to end is read ahead, in KiB: as much as one request can hold. The kernel's own
+/// 128 make eight requests of that.
+const READ_AHEAD_KIB: &str = "1024";
+
+/// Which part of the pages that may wait to be written are the root file systems', in per cent. The kernel allows FUSE a
+/// hundredth, and makes a writer that has more of them sleep (`fuse_bdi_init`, fs/fuse/inode.c). More than a tenth could
+/// fill a container's memory limit, since these pages are not counted against it when they are limited.
+const MOST_UNWRITTEN_PERCENT: &str = "10";
+
 /// Mounts what the host shares.
 pub(super) fn mount() -> Result<()> {
     [PRIVATE_SHARE, LIVE_SHARE].into_iter().try_for_each(|tag| {
         let place = Path::new(SHARE_PATH).join(tag);
         let action = || format!("mount the share {tag:?} on {}", place.display());
         fs::create_dir_all(&place).action(action)?;
-        rustix::mount::mount(tag, &place, "virtiofs", MountFlags::empty(), None).action(action)
+        rustix::mount::mount(tag, &place, "virtiofs", MountFlags::empty(), None).action(action)?;
+        set_for_device_of(&place, "read_ahead_kb", READ_AHEAD_KIB)
     })?;
-    collect_writes(&Path::new(SHARE_PATH).join(PRIVATE_SHARE))
+    set_for_device_of(&Path::new(SHARE_PATH).join(PRIVATE_SHARE), "max_ratio", MOST_UNWRITTEN_PERCENT)
 }
 
-/// Lets the file system that is mounted at `place` have a tenth of the pages that may wait to be written. The kernel allows
-/// FUSE a hundredth, and makes a writer that has more of them sleep (`fuse_bdi_init`, fs/fuse/inode.c). More than a tenth
-/// could fill a container's memory limit, since these pages are not counted against it when they are limited.
-fn collect_writes(place: &Path) -> Result<()> {
-    let action = || format!("raise the limit of unwritten pages of {}", place.display());
+/// Sets what the kernel keeps for the device, so to speak, behind the file system at `place` (Linux,
+/// Documentation/ABI/testing/sysfs-class-bdi).
+fn set_for_device_of(place: &Path, name: &str, value: &str) -> Result<()> {
+    let action = || format!("set {name} of {} to {value}", place.display());
     let device = stat(place).action(action)?.st_dev;
-    fs::write(format!("/sys/class/bdi/{}:{}/max_ratio", major(device), minor(device)), "10").action(action)
+    fs::write(format!("/sys/class/bdi/{}:{}/{name}", major(device), minor(device)), value).action(action)
 }
 
 /// Lets the kernel mount the volumes of the share that a container binds. Each is a file system of its own, mounted when a
