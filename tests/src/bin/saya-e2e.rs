@@ -35,6 +35,9 @@ struct Options {
     /// Only tell what is made in this directory: the tests run that inside a container.
     #[arg(long, hide = true)]
     watch: Option<PathBuf>,
+    /// Only wait until another process maps this file as well: the tests run that inside containers.
+    #[arg(long, hide = true)]
+    meet_in: Option<PathBuf>,
     /// Check this one test in this process.
     #[arg(long)]
     run: Option<String>,
@@ -48,6 +51,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if let Some(directory) = &options.watch {
         return e2e::watch::print_names(directory).map(|()| ExitCode::SUCCESS);
+    }
+    if let Some(file) = &options.meet_in {
+        return e2e::mapping::meet_in(file).map(|()| ExitCode::SUCCESS);
     }
     if let Some(name) = &options.run {
         return Ok(match runner::run_here(name, &options.runtime, options.long)? {

@@ -21,10 +21,10 @@ impl HostMount {
         Ok(Self(path.to_owned()))
     }
 
-    /// The file system in an image.
-    pub(super) fn image(image: &Path, path: &Path) -> anyhow::Result<Self> {
+    /// The file system in an image, with options of mount(8).
+    pub(super) fn image(image: &Path, path: &Path, options: &str) -> anyhow::Result<Self> {
         fs::create_dir_all(path)?;
-        finish(Command::new("mount").args(["-o", "loop"]).args([image, path]))?;
+        finish(Command::new("mount").args(["-o", &format!("loop,{options}")]).args([image, path]))?;
         Ok(Self(path.to_owned()))
     }
 

@@ -15,6 +15,7 @@ mod jail;
 mod kill_matrix;
 mod leftovers;
 mod lifecycle;
+pub mod mapping;
 mod mounts;
 mod network;
 mod oci_spec;

@@ -118,7 +118,7 @@ fn idmapped(context: &Context) -> anyhow::Result<()> {
     let (image, source) = (context.scratch.join("ext4"), context.scratch.join("source"));
     fs::File::create(&image)?.set_len(8 << 20)?;
     finish(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
-    let mounted = HostMount::image(&image, &source)?;
+    let mounted = HostMount::image(&image, &source, "rw")?;
     for (name, owner) in [("of-root", 0), ("of-seven", 7)] {
         fs::write(source.join(name), name)?;
         chown(source.join(name), Some(owner), Some(owner))?;

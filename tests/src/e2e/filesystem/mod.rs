@@ -2,6 +2,7 @@
 
 mod programs;
 mod suites;
+mod volumes;
 
 use super::Test;
 
@@ -10,6 +11,11 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "what_is_written_anywhere_in_a_file_is_read_back", check: suites::exerciser },
     Test { name: "git_tar_sqlite_and_a_package_manager_find_what_they_rely_on", check: programs::tools },
     Test { name: "names_holes_and_full_disks_are_as_on_any_file_system", check: programs::edges },
+    Test {
+        name: "two_containers_of_a_pod_that_map_one_file_share_its_memory",
+        check: volumes::mapped_by_two,
+    },
+    Test { name: "a_quota_of_the_host_is_passed_through_as_such", check: volumes::quota },
 ];
 
 /// Flags of `ctr run` by which a container finds this machine's own programs, read-only.
