@@ -2,22 +2,21 @@
 //! test suite can exercise the server without a virtual machine:
 //!
 //! ```sh
-//! cargo run -p saya-vmm --example mount_fs -- SHARE MOUNTPOINT [--exclusive] [--writeback] [--implicit-opens] [--remote-locks] [--descriptors N]
+//! cargo run -p saya-vmm --example mount_fs -- SHARE MOUNTPOINT [--exclusive] [--writeback] [--implicit-opens] [--descriptors N]
 //! umount MOUNTPOINT
 //! ```
 //!
 //! `--exclusive` caches as for files that nobody else changes, `--writeback` lets the kernel delay writes,
-//! `--implicit-opens` lets it open files without telling, `--remote-locks` takes locks on the share, `--descriptors` limits how many descriptors are held for inodes. It needs root and `/dev/fuse`, serves in the foreground and ends
-//! when the file system is unmounted.
+//! `--implicit-opens` lets it open files without telling, `--descriptors` limits how many descriptors are held for
+//! inodes. It needs root and `/dev/fuse`, serves in the foreground and ends when the file system is unmounted.
 
 use std::error::Error;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
-use saya_vmm::fs::buffers::{Buffers, Segments};
+use saya_vmm::fs::buffers::Buffers;
 use saya_vmm::fs::{CachePolicy, Caching, DescriptorBudget, FsConfig, Served, Server};
 use vm_memory::VolatileSlice;
 
@@ -31,7 +30,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut caching = Caching::SHARED;
     let mut writeback = false;
-    let mut remote_locks = false;
     let mut implicit_opens = false;
     let mut budget = DescriptorBudget::of_this_process(1);
     let mut options = options.iter();
@@ -39,7 +37,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         match option.as_str() {
             "--exclusive" => caching = Caching::EXCLUSIVE,
             "--writeback" => writeback = true,
-            "--remote-locks" => remote_locks = true,
             "--implicit-opens" => implicit_opens = true,
             "--descriptors" => {
                 budget.inodes = options.next().ok_or("--descriptors wants a number")?.parse()?;
@@ -55,7 +52,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         tag: "share".into(),
         cache_policy: CachePolicy::uniform(caching),
         writeback,
-        remote_locks,
         implicit_opens,
         most_inodes: 1 << 20,
     };
@@ -75,27 +71,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn serve(server: &mut Server, device: &OwnedFd) -> Result<(), Box<dyn Error>> {
     let (mut request, mut reply) = (vec![0; REQUEST_BYTES], vec![0; REQUEST_BYTES]);
     loop {
-        let wakeup = server.wakeup();
-        let mut events = [PollFd::new(device, PollFlags::IN), PollFd::new(&wakeup, PollFlags::IN)];
-        match rustix::event::poll(&mut events, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let [asked, ended] = events.map(|event| !event.revents().is_empty());
-        while let Some(ended) = ended.then(|| server.next_ended()).flatten() {
-            let mut writable = Segments::new();
-            writable.push(VolatileSlice::from(reply.as_mut_slice()));
-            let served = server.finish(&ended, &writable);
-            drop(writable);
-            send(device, served, &reply);
-        }
-        if !asked {
-            continue;
-        }
         let length = match rustix::io::read(device, &mut request) {
             Ok(length) => length,
             // ENOENT: the request was interrupted before it could be read.
-            Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => continue,
+            Err(Errno::INTR | Errno::NOENT) => continue,
             Err(Errno::NODEV) => return Ok(()),
             Err(error) => return Err(error.into()),
         };

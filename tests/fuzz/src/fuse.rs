@@ -50,7 +50,6 @@ pub(crate) fn configuration(share: &std::path::Path) -> FsConfig {
         tag: "share".into(),
         cache_policy: CachePolicy::uniform(Caching::NONE),
         writeback: false,
-        remote_locks: false,
         implicit_opens: false,
         most_inodes: 32,
     }

@@ -12,9 +12,7 @@ use super::handle_store::{HandleStore, OpenFile};
 use super::host::{DescriptorDirectory, Status};
 use super::implicit_files::{Access, ImplicitFiles, flags_for};
 use super::inode_store::InodeStore;
-use super::limits::{DescriptorBudget, MOST_IMPLICIT_FILES, MOST_LOCK_OWNERS};
-use super::lock_store::LockStore;
-use super::waiters::Waiters;
+use super::limits::{DescriptorBudget, MOST_IMPLICIT_FILES};
 
 /// What to share, and how.
 #[derive(Debug)]
@@ -35,11 +33,6 @@ pub struct FsConfig {
     /// Whether the guest may open files without telling. It saves two requests for each file that is opened, and the
     /// host's refusal to open a file (a read-only mount, an immutable file) shows only when the file is used.
     pub implicit_opens: bool,
-    /// Whether the guest's POSIX and `flock` locks are the host's, too. Each lock is a request then, and a process that
-    /// waits for a lock cannot be killed until it has it: virtio-fs has no way to interrupt a request. If not, locks
-    /// hold within the guest. It excludes `implicit_opens`, and works without a jail alone: the filter of the thread that
-    /// serves files allows neither the threads that wait nor the locks.
-    pub remote_locks: bool,
     /// How many inodes the guest may know; each takes about 250 bytes here. Its kernel needs at least 1 KiB of the
     /// guest's memory for each, so that as many as that memory has KiB are always enough.
     pub most_inodes: usize,
@@ -70,11 +63,6 @@ pub enum FsError {
         "the descriptor given for /proc/self/fd is not that of this process ({0}); open it after the last fork"
     )]
     DescriptorDirectory(#[source] Errno),
-    /// Two options exclude each other.
-    #[error(
-        "implicit_opens and remote_locks exclude each other, since a lock belongs to an open file; drop one"
-    )]
-    LocksWithoutOpens,
     /// The tag does not fit.
     #[error("the tag {0:?} has {1} bytes; 1 to 36 fit")]
     Tag(String, usize),
@@ -104,9 +92,6 @@ pub(super) struct FileSystem {
     pub(super) session: Session,
     pub(super) writeback_allowed: bool,
     pub(super) implicit_opens: bool,
-    pub(super) remote_locks: bool,
-    pub(super) locks: LockStore,
-    pub(super) waiters: Waiters,
 }
 
 /// What was agreed on at mount.
@@ -127,9 +112,6 @@ impl FileSystem {
     /// # Errors
     /// See [`FsError`].
     pub(super) fn new(config: FsConfig, budget: DescriptorBudget) -> Result<Self, FsError> {
-        if config.implicit_opens && config.remote_locks {
-            return Err(FsError::LocksWithoutOpens);
-        }
         let status = Status::of(&config.root).map_err(FsError::Root)?;
         if status.file_type != FileType::Directory {
             return Err(FsError::NotADirectory(status.file_type));
@@ -155,9 +137,6 @@ impl FileSystem {
             session: Session::default(),
             writeback_allowed: config.writeback,
             implicit_opens: config.implicit_opens,
-            remote_locks: config.remote_locks,
-            locks: LockStore::new(MOST_LOCK_OWNERS.min(budget.handles)),
-            waiters: Waiters::new().map_err(|error| FsError::Host("an eventfd", error))?,
         })
     }
 
@@ -165,7 +144,6 @@ impl FileSystem {
     pub(super) fn begin_session(&mut self) {
         self.handles.clear();
         self.implicit_files.clear();
-        self.locks.clear();
         self.directory_buffer.forget();
         self.inodes.forget_all();
         self.session = Session::default();

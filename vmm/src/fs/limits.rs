@@ -10,8 +10,6 @@ const MOST_INODE_DESCRIPTORS: usize = 16 * 1024;
 const MOST_HANDLES: usize = 64 * 1024;
 /// The most files that are kept open for a guest that does not announce its opens.
 pub(super) const MOST_IMPLICIT_FILES: usize = 4096;
-/// The most owners of POSIX locks, each with a descriptor per file.
-pub(super) const MOST_LOCK_OWNERS: usize = 4096;
 /// The longest name of a file (`NAME_MAX`, linux/limits.h).
 pub(super) const NAME_BYTES: usize = 255;
 /// The longest target of a symbolic link (`PATH_MAX`, linux/limits.h).

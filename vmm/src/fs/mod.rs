@@ -5,7 +5,6 @@
 //! - [`server`]: decodes a request, calls the operation, encodes the reply.
 //! - [`operations`]: what each request does to the host's files.
 //! - [`inode_store`], [`handle_store`] and [`implicit_files`]: what the guest knows by number.
-//! - [`lock_store`] and [`waiters`]: locks that the host sees, and requests that wait for them.
 //! - [`credentials`]: as whom a request acts.
 //! - [`cache_policy`]: how long the guest may trust what it was told.
 //!
@@ -24,23 +23,15 @@ mod host;
 mod implicit_files;
 mod inode_store;
 mod limits;
-mod lock_store;
 mod operations;
 pub mod server;
 mod table;
-pub mod waiters;
 pub mod wire;
 
 pub use cache_policy::{CachePolicy, Caching};
 pub use file_system::{FsConfig, FsError};
 pub use limits::DescriptorBudget;
-pub use server::{Ended, Served, Server};
-
-/// Takes a lock as another process of the host would.
-#[cfg(test)]
-pub(crate) fn set_host_lock(file: &std::fs::File, lock: &wire::FileLock) {
-    lock_store::set(file, lock, false).unwrap();
-}
+pub use server::{Served, Server};
 
 #[cfg(test)]
 mod tests;

@@ -1,21 +1,18 @@
 //! From the bytes of a request to the bytes of its reply.
 
-use std::collections::HashMap;
 use std::ffi::CStr;
-use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
 use super::buffers::{Buffers, Segments};
 use super::file_system::{FileSystem, FsConfig, FsError};
 use super::limits::{DescriptorBudget, NAME_BYTES, PATH_BYTES, REQUEST_BYTES, XATTR_BYTES};
-use super::operations::{Caller, Listing, Locked, Xattr};
-use super::waiters::Ticket;
+use super::operations::{Caller, Listing, Xattr};
 use super::wire::{
-    AccessIn, BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, ForgetIn, ForgetOne, FsyncIn,
-    GetxattrIn, GetxattrOut, InHeader, InitIn, LinkIn, LockIn, LseekIn, LseekOut, MkdirIn, MknodIn, Opcode,
-    OpenIn, OutHeader, ReadIn, ReleaseIn, Rename2In, RenameIn, SETXATTR_IN_SHORT, SetattrIn, SetxattrIn,
-    StatxIn, Truncated, Wire, WriteIn, WriteOut,
+    AccessIn, BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, ForgetIn, ForgetOne, FsyncIn,
+    GetxattrIn, GetxattrOut, InHeader, InitIn, LinkIn, LseekIn, LseekOut, MkdirIn, MknodIn, Opcode, OpenIn,
+    OutHeader, ReadIn, ReleaseIn, Rename2In, RenameIn, SETXATTR_IN_SHORT, SetattrIn, SetxattrIn, StatxIn,
+    Truncated, Wire, WriteIn, WriteOut,
 };
 
 /// The most names that one READDIR returns, in bytes.
@@ -28,17 +25,6 @@ pub enum Served {
     Reply(u32),
     /// There is no reply: the request has none, or there was no room for one.
     NoReply,
-    /// The reply comes when a wait has ended: see [`Server::next_ended`].
-    Waiting(Ticket),
-}
-
-/// A request whose wait has ended and whose reply can be written.
-#[derive(Debug)]
-pub struct Ended {
-    /// The name under which it waited.
-    pub ticket: Ticket,
-    unique: u64,
-    error: i32,
 }
 
 /// A FUSE server for one directory. It belongs to the thread that made it.
@@ -47,8 +33,6 @@ pub struct Server {
     file_system: FileSystem,
     request: Vec<u8>,
     reply: Vec<u8>,
-    /// The requests that wait, and how their replies name them.
-    waiting: HashMap<Ticket, u64>,
 }
 
 /// What an operation leaves behind.
@@ -59,8 +43,6 @@ enum Answer {
     InPlace(usize),
     /// There is no reply.
     None,
-    /// The reply comes later.
-    Waiting(Ticket),
 }
 
 impl Server {
@@ -72,7 +54,7 @@ impl Server {
     /// See [`FsError`].
     pub fn new(config: FsConfig, budget: DescriptorBudget) -> Result<Self, FsError> {
         let file_system = FileSystem::new(config, budget)?;
-        Ok(Self { file_system, request: Vec::new(), reply: Vec::new(), waiting: HashMap::new() })
+        Ok(Self { file_system, request: Vec::new(), reply: Vec::new() })
     }
 
     /// How many inodes the guest holds, the root included.
@@ -109,10 +91,6 @@ impl Server {
         };
         match answer {
             Ok(Answer::None) => Served::NoReply,
-            Ok(Answer::Waiting(ticket)) => {
-                self.waiting.insert(ticket, header.unique);
-                Served::Waiting(ticket)
-            }
             Ok(Answer::Body) => self.send(header.unique, 0, 0, &buffers.writable),
             Ok(Answer::InPlace(length)) => {
                 self.reply.truncate(OutHeader::SIZE);
@@ -125,37 +103,9 @@ impl Server {
         }
     }
 
-    /// Becomes readable when a wait has ended.
-    pub fn wakeup(&self) -> BorrowedFd<'_> {
-        self.file_system.waiters.wakeup()
-    }
-
-    /// The next request whose wait has ended, to be [finished](Self::finish).
-    pub fn next_ended(&mut self) -> Option<Ended> {
-        loop {
-            let (ticket, result) = self.file_system.waiters.next_ended()?;
-            // One of an earlier session has nobody to tell.
-            if let Some(unique) = self.waiting.remove(&ticket) {
-                return Some(Ended {
-                    ticket,
-                    unique,
-                    error: result.err().map_or(0, |error| -error.raw_os_error()),
-                });
-            }
-        }
-    }
-
     /// Lets go of everything that the guest has open and forgets everything that it knew.
     pub fn end_session(&mut self) {
-        self.waiting.clear();
         self.file_system.begin_session();
-    }
-
-    /// Writes the reply of a request that waited to where that request expects it.
-    pub fn finish(&mut self, ended: &Ended, writable: &Segments<'_>) -> Served {
-        self.reply.clear();
-        self.reply.resize(OutHeader::SIZE, 0);
-        self.send(ended.unique, ended.error, 0, writable)
     }
 
     /// Writes the reply, of whose body `in_place` bytes lie where they belong.
@@ -226,7 +176,6 @@ impl Server {
             Opcode::Read
             | Opcode::Readdir
             | Opcode::Readdirplus
-            | Opcode::Flush
             | Opcode::Release
             | Opcode::Releasedir
             | Opcode::Fsync
@@ -264,8 +213,9 @@ impl Server {
                 self.file_system.credentials.prefer(header.uid, header.gid);
                 self.dispatch_inode(opcode, header, arguments)
             }
-            Opcode::Getlk | Opcode::Setlk | Opcode::Setlkw => self.dispatch_lock(opcode, header, arguments),
             Opcode::Ioctl => Err(Errno::NOTTY),
+            // Locks are the guest's own, and nothing happens here when a descriptor of an open file is closed.
+            Opcode::Flush | Opcode::Getlk | Opcode::Setlk | Opcode::Setlkw => Err(Errno::NOSYS),
             Opcode::Write
             | Opcode::Bmap
             | Opcode::Poll
@@ -302,7 +252,7 @@ impl Server {
                 }
                 Ok(Answer::None)
             }
-            // A wait for a lock goes on: the protocol leaves that to the server.
+            // No request waits for anything but the host's files.
             _ => Ok(Answer::None),
         }
     }
@@ -419,7 +369,6 @@ impl Server {
                 };
                 files.readdir(header.node, &request, listing, room, &mut self.reply)?;
             }
-            Opcode::Flush => files.flush(header.node, arguments.take::<FlushIn>()?.lock_owner)?,
             Opcode::Release => files.release(arguments.take::<ReleaseIn>()?.handle)?,
             Opcode::Releasedir => files.releasedir(arguments.take::<ReleaseIn>()?.handle)?,
             Opcode::Fsync => files.fsync(header.node, &arguments.take::<FsyncIn>()?)?,
@@ -435,23 +384,6 @@ impl Server {
             }
         }
         Ok(Answer::Body)
-    }
-
-    fn dispatch_lock(
-        &mut self,
-        opcode: Opcode,
-        header: &InHeader,
-        mut arguments: Arguments<'_>,
-    ) -> Result<Answer, Errno> {
-        let request = arguments.take::<LockIn>()?;
-        if opcode == Opcode::Getlk {
-            let lock = self.file_system.getlk(header.node, &request)?;
-            return self.body(&lock);
-        }
-        match self.file_system.setlk(header.node, &request, opcode == Opcode::Setlkw)? {
-            Locked::Now => Ok(Answer::Body),
-            Locked::Waiting(ticket) => Ok(Answer::Waiting(ticket)),
-        }
     }
 
     fn dispatch_xattr(

@@ -118,7 +118,6 @@ fn fs(
         // The directories in the shared one are the host's, whoever writes below them.
         cache_policy: CachePolicy::below(1, caching),
         writeback: exclusive,
-        remote_locks: false,
         implicit_opens: exclusive,
         most_inodes: MOST_INODES,
     };

@@ -227,8 +227,7 @@ impl FileSystem {
         } else {
             self.handles.insert(Handle::File(file))?
         };
-        let mut open_flags = OpenOutFlags::empty();
-        open_flags.set(OpenOutFlags::NOFLUSH, !self.remote_locks);
+        let mut open_flags = OpenOutFlags::NOFLUSH;
         if self.cache_policy.inode(place).keep_contents {
             open_flags |= OpenOutFlags::KEEP_CACHE;
         }

@@ -40,7 +40,6 @@ impl FileSystem {
         self.inodes.forget(node, lookups);
         if self.inodes.peek(node).is_err() {
             self.implicit_files.remove(node);
-            self.locks.remove_all(node);
         }
     }
 

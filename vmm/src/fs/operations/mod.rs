@@ -5,7 +5,6 @@ mod attributes;
 mod directory;
 mod file_io;
 mod links;
-mod locks;
 mod lookup;
 mod session;
 mod space;
@@ -14,7 +13,6 @@ mod xattr;
 use rustix::io::Errno;
 
 pub(super) use directory::Listing;
-pub(super) use locks::Locked;
 pub(super) use xattr::Xattr;
 
 /// Who asks, and with which umask.

@@ -71,7 +71,6 @@ impl FileSystem {
             | InitFlags::INIT_EXT;
         // With unannounced opens the truncation must come on its own.
         wanted.set(InitFlags::ATOMIC_O_TRUNC, !self.implicit_opens);
-        wanted.set(InitFlags::POSIX_LOCKS | InitFlags::FLOCK_LOCKS, self.remote_locks);
         wanted.set(InitFlags::WRITEBACK_CACHE, self.writeback_allowed);
         wanted
     }

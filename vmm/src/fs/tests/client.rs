@@ -25,7 +25,6 @@ pub(super) struct Setup {
     pub(super) budget: DescriptorBudget,
     pub(super) most_inodes: usize,
     pub(super) writeback: bool,
-    pub(super) remote_locks: bool,
     pub(super) implicit_opens: bool,
 }
 
@@ -36,7 +35,6 @@ impl Default for Setup {
             budget: DescriptorBudget { inodes: 100, handles: 20 },
             most_inodes: 1000,
             writeback: false,
-            remote_locks: false,
             implicit_opens: false,
         }
     }
@@ -76,7 +74,6 @@ impl Client {
             tag: "share".into(),
             cache_policy: setup.policy,
             writeback: setup.writeback,
-            remote_locks: setup.remote_locks,
             implicit_opens: setup.implicit_opens,
             most_inodes: setup.most_inodes,
         };
@@ -118,7 +115,7 @@ impl Client {
         drop(buffers);
         match served {
             Served::Reply(length) => reply.truncate(length as usize),
-            Served::NoReply | Served::Waiting(_) => reply.clear(),
+            Served::NoReply => reply.clear(),
         }
         reply
     }

@@ -307,8 +307,9 @@ fn what_the_server_does_not_do_has_its_own_error() {
     with_client(|client| {
         let (entry, _) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o644, 0).unwrap();
         assert_eq!(client.call(Opcode::Ioctl, entry.node, &[0; 32]).unwrap_err(), libc::ENOTTY);
-        for opcode in [Opcode::Flush, Opcode::Bmap, Opcode::Poll, Opcode::Setupmapping, Opcode::Removemapping]
-        {
+        let locks = [Opcode::Getlk, Opcode::Setlk, Opcode::Setlkw, Opcode::Flush];
+        let others = [Opcode::Bmap, Opcode::Poll, Opcode::Setupmapping, Opcode::Removemapping];
+        for opcode in locks.into_iter().chain(others) {
             assert_eq!(client.call(opcode, entry.node, &[0; 64]).unwrap_err(), libc::ENOSYS, "{opcode:?}");
         }
     });

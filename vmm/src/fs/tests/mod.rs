@@ -9,6 +9,5 @@ mod eviction;
 mod files;
 mod hostile;
 mod implicit;
-mod locks;
 mod names;
 mod xattrs;

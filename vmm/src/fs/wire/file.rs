@@ -85,20 +85,6 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// `struct fuse_flush_in`.
-    pub struct FlushIn: 24 {
-        /// The open file.
-        pub handle: u64,
-        /// Nothing.
-        pub unused: u32,
-        /// Zero.
-        pub padding: u32,
-        /// The lock owner.
-        pub lock_owner: u64,
-    }
-}
-
-wire_struct! {
     /// `struct fuse_read_in`, of `READ`, `READDIR` and `READDIRPLUS`.
     pub struct ReadIn: 40 {
         /// The open file or directory.

@@ -9,7 +9,6 @@ mod directory;
 mod file;
 mod header;
 mod init;
-mod locks;
 mod opcode;
 
 pub use attributes::{
@@ -21,14 +20,13 @@ pub use directory::{
     Rename2In, RenameIn, put_directory_entry,
 };
 pub use file::{
-    AccessIn, CopyFileRangeIn, CreateIn, FSYNC_DATA_ONLY, FallocateIn, FlushIn, FsyncIn, GetxattrIn,
-    GetxattrOut, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, OpenOutFlags, RELEASE_FLOCK_UNLOCK,
-    ReadIn, ReleaseIn, SETXATTR_ACL_KILL_SGID, SETXATTR_IN_SHORT, SetxattrIn, WRITE_CACHE,
-    WRITE_KILL_SUIDGID, WriteIn, WriteOut,
+    AccessIn, CopyFileRangeIn, CreateIn, FSYNC_DATA_ONLY, FallocateIn, FsyncIn, GetxattrIn, GetxattrOut,
+    LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, OpenOutFlags, RELEASE_FLOCK_UNLOCK, ReadIn,
+    ReleaseIn, SETXATTR_ACL_KILL_SGID, SETXATTR_IN_SHORT, SetxattrIn, WRITE_CACHE, WRITE_KILL_SUIDGID,
+    WriteIn, WriteOut,
 };
 pub use header::{InHeader, OutHeader};
 pub use init::{InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION};
-pub use locks::{FileLock, InterruptIn, LOCK_FLOCK, LockIn, LockOut};
 pub use opcode::Opcode;
 
 /// The node id of the root.

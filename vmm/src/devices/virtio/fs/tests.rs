@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::devices::virtio::{DeviceQueue, Interrupt};
-use crate::fs::wire::{FileLock, InHeader, InitIn, InitOut, LockIn, Opcode, OutHeader, Wire};
+use crate::fs::wire::{InHeader, InitIn, InitOut, Opcode, OutHeader, Wire};
 use crate::fs::{CachePolicy, Caching, DescriptorBudget};
 use crate::jail::Confinement;
 use crate::memory::GuestMemory;
@@ -53,7 +53,6 @@ fn config(share: &Path) -> FsConfig {
         tag: "share".into(),
         cache_policy: CachePolicy::uniform(Caching::NONE),
         writeback: false,
-        remote_locks: true,
         implicit_opens: false,
         most_inodes: 100,
     }
@@ -177,17 +176,6 @@ impl Driver {
         let (header, body) = self.reply(written);
         assert_eq!((header.error, header.unique, header.length), (0, 42, written));
         assert_eq!(InitOut::take(&mut body.as_slice()).unwrap().minor, 38);
-    }
-
-    /// A GETATTR of the root goes through.
-    fn assert_alive_without_init(&mut self) {
-        let length = self.put_request(Opcode::Getattr, &[0; 16]);
-        let table =
-            [Descriptor::new(REQUEST, length, NEXT, 1), Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0)];
-        self.describe(REQUESTS, &table);
-        self.offer(REQUESTS, 0);
-        let (head, written) = self.used(REQUESTS);
-        assert_eq!((head, self.reply(written).0.error), (0, 0));
     }
 
     /// The chain at `head` comes back without a reply, and the device lives on.
@@ -426,46 +414,6 @@ fn a_used_ring_outside_memory_stops_the_queue_until_a_reset() {
     driver.device.reset();
     driver.activate(USED);
     driver.assert_alive();
-}
-
-#[test]
-fn a_request_that_waits_holds_up_no_other_and_is_answered_in_its_place() {
-    let share = tempfile::tempdir().unwrap();
-    std::fs::write(share.path().join("file"), b"").unwrap();
-    let mut driver = Driver::new(share.path());
-    driver.assert_alive();
-    let length = driver.put_request(Opcode::Lookup, b"file\0");
-    let table = [Descriptor::new(REQUEST, length, NEXT, 1), Descriptor::new(REPLY, REPLY_BYTES, WRITE, 0)];
-    driver.describe(REQUESTS, &table);
-    driver.offer(REQUESTS, 0);
-    let (_, written) = driver.used(REQUESTS);
-    let node = u64::take(&mut driver.reply(written).1.as_slice()).unwrap();
-    let host = std::fs::File::options().write(true).open(share.path().join("file")).unwrap();
-    let lock = FileLock { start: 0, end: 9, kind: libc::F_WRLCK as u32, pid: 0 };
-    crate::fs::set_host_lock(&host, &lock);
-    // The request lies elsewhere, so that others can come and go meanwhile.
-    let (waiting_request, waiting_reply) = (REQUEST + 0x8000, REPLY + 0x8000);
-    let mut bytes = Vec::new();
-    let length = (InHeader::SIZE + LockIn::SIZE) as u32;
-    InHeader { length, opcode: Opcode::Setlkw.number(), unique: 43, node, ..InHeader::default() }
-        .put(&mut bytes);
-    LockIn { owner: 1, lock, ..LockIn::default() }.put(&mut bytes);
-    driver.memory.write_slice(&bytes, GuestAddress(waiting_request)).unwrap();
-    let waiting = [
-        Descriptor::new(waiting_request, length, NEXT, 5),
-        Descriptor::new(waiting_reply, REPLY_BYTES, WRITE, 0),
-    ];
-    for (index, descriptor) in (4..).zip(waiting) {
-        driver.memory.write_obj(descriptor, GuestAddress(rings(REQUESTS) + 16 * index)).unwrap();
-    }
-    driver.offer(REQUESTS, 4);
-    driver.assert_alive_without_init();
-    drop(host);
-    assert_eq!(driver.used(REQUESTS), (4, 16));
-    let mut reply = [0; 16];
-    driver.memory.read_slice(&mut reply, GuestAddress(waiting_reply)).unwrap();
-    let header = OutHeader::take(&mut reply.as_slice()).unwrap();
-    assert_eq!((header.error, header.unique, header.length), (0, 43, 16));
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The thread that serves the queues.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -11,7 +10,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chain::gather;
 use crate::devices::virtio::{DeviceQueue, Interrupt};
 use crate::fs::buffers::Buffers;
-use crate::fs::waiters::Ticket;
 use crate::fs::{Served, Server};
 use crate::memory::GuestMemory;
 
@@ -22,7 +20,6 @@ const UNANNOUNCED: usize = 8;
 
 /// What the thread waits for. A queue's event carries its index.
 const STOP: u64 = u64::MAX;
-const ENDED: u64 = u64::MAX - 1;
 
 /// Serves the queues until it is told to stop.
 pub(super) struct Worker<'s> {
@@ -42,22 +39,13 @@ struct WorkerQueue {
     broken: bool,
 }
 
-/// Requests whose replies come later.
-type Waiting<'m> = HashMap<Ticket, WaitingRequest<'m>>;
-
-/// A request whose reply comes later, and where it goes.
-struct WaitingRequest<'m> {
-    queue: usize,
-    head: u16,
-    buffers: Buffers<'m>,
-}
-
 /// What else there is to do.
-struct Wakeup {
+#[derive(Debug, PartialEq, Eq)]
+enum Wakeup {
+    /// Nothing but what queues hold.
+    Requests,
     /// The device is being reset.
-    stop: bool,
-    /// A wait has ended.
-    ended: bool,
+    Stop,
 }
 
 /// What a turn left behind.
@@ -91,7 +79,6 @@ impl<'s> Worker<'s> {
             .collect();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         watch(&epoll, borrow(&stop), STOP, epoll::EventFlags::IN)?;
-        watch(&epoll, server.wakeup(), ENDED, epoll::EventFlags::IN)?;
         for (index, queue) in (0..).zip(&queues) {
             let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
             watch(&epoll, borrow(&queue.notification), index, edges)?;
@@ -102,18 +89,13 @@ impl<'s> Worker<'s> {
     /// Serves until it is told to stop, or until the host fails it.
     pub(super) fn run(&mut self, memory: &GuestMemory) {
         let mut buffers = Buffers::new();
-        let mut waiting = Waiting::new();
-        let mut events = Vec::with_capacity(2 + self.queues.len());
+        let mut events = Vec::with_capacity(1 + self.queues.len());
         // What the driver made available before this thread watched is served without a notification.
         let mut due: Vec<bool> = self.queues.iter().map(|_| true).collect();
         loop {
             match self.wait(&mut events, &mut due) {
-                Ok(Wakeup { stop: false, ended }) => {
-                    if ended {
-                        self.finish_ended(memory, &mut waiting);
-                    }
-                }
-                Ok(Wakeup { stop: true, .. }) => return,
+                Ok(Wakeup::Requests) => {}
+                Ok(Wakeup::Stop) => return,
                 Err(error) => {
                     eprintln!("fs: epoll: {error}");
                     // A guest that does not hear it waits for its files; there is nobody else to tell.
@@ -123,7 +105,7 @@ impl<'s> Worker<'s> {
             }
             for (index, due) in due.iter_mut().enumerate() {
                 if std::mem::take(due) {
-                    *due = self.take_turn(index, memory, &mut buffers, &mut waiting) == Turn::Unfinished;
+                    *due = self.take_turn(index, memory, &mut buffers) == Turn::Unfinished;
                 }
             }
         }
@@ -142,11 +124,10 @@ impl<'s> Worker<'s> {
                 Err(error) => return Err(error),
             }
         }
-        let mut wakeup = Wakeup { stop: false, ended: false };
+        let mut wakeup = Wakeup::Requests;
         for event in events.iter() {
             match event.data.u64() {
-                STOP => wakeup.stop = true,
-                ENDED => wakeup.ended = true,
+                STOP => wakeup = Wakeup::Stop,
                 index => {
                     if let Some(due) = usize::try_from(index).ok().and_then(|index| due.get_mut(index)) {
                         *due = true;
@@ -157,17 +138,11 @@ impl<'s> Worker<'s> {
         Ok(wakeup)
     }
 
-    fn take_turn<'m>(
-        &mut self,
-        index: usize,
-        memory: &'m GuestMemory,
-        buffers: &mut Buffers<'m>,
-        waiting: &mut Waiting<'m>,
-    ) -> Turn {
+    fn take_turn<'m>(&mut self, index: usize, memory: &'m GuestMemory, buffers: &mut Buffers<'m>) -> Turn {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| !queue.broken) else {
             return Turn::Drained;
         };
-        let mut turn = QueueTurn { index, server: self.server, buffers, waiting, interrupt: &self.interrupt };
+        let mut turn = QueueTurn { server: self.server, buffers, interrupt: &self.interrupt };
         turn.serve(&mut queue.queue, memory).unwrap_or_else(|_| {
             queue.broken = true;
             // As above.
@@ -175,32 +150,12 @@ impl<'s> Worker<'s> {
             Turn::Drained
         })
     }
-
-    /// Sends the replies of requests whose wait has ended.
-    fn finish_ended(&mut self, memory: &GuestMemory, waiting: &mut Waiting<'_>) {
-        while let Some(ended) = self.server.next_ended() {
-            let Some(request) = waiting.remove(&ended.ticket) else { continue };
-            let served = self.server.finish(&ended, &request.buffers.writable);
-            let Some(queue) = self.queues.get_mut(request.queue).filter(|queue| !queue.broken) else {
-                continue;
-            };
-            let written = if let Served::Reply(length) = served { length } else { 0 };
-            let used = use_chain(&mut queue.queue, memory, request.head, written)
-                .and_then(|()| announce(&mut queue.queue, memory, &self.interrupt));
-            if used.is_err() {
-                queue.broken = true;
-                let _ = self.interrupt.needs_reset();
-            }
-        }
-    }
 }
 
 /// One queue's turn.
 struct QueueTurn<'t, 'm> {
-    index: usize,
     server: &'t mut Server,
     buffers: &'t mut Buffers<'m>,
-    waiting: &'t mut Waiting<'m>,
     interrupt: &'t Interrupt,
 }
 
@@ -249,11 +204,6 @@ impl<'m> QueueTurn<'_, 'm> {
         match self.server.serve(self.buffers) {
             Served::Reply(length) => use_chain(queue, memory, head, length),
             Served::NoReply => use_chain(queue, memory, head, 0),
-            Served::Waiting(ticket) => {
-                let buffers = std::mem::take(self.buffers);
-                self.waiting.insert(ticket, WaitingRequest { queue: self.index, head, buffers });
-                Ok(())
-            }
         }
     }
 }
