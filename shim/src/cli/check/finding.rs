@@ -30,6 +30,15 @@ impl Finding {
         Self { verdict: Verdict::Good, subject, found: found.into(), remedy: None }
     }
 
+    /// As it should be, and what would be better still.
+    pub(super) fn improvable(
+        subject: &'static str,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { remedy: Some(remedy.into()), ..Self::good(subject, found) }
+    }
+
     pub(super) fn doubtful(
         subject: &'static str,
         found: impl Into<String>,

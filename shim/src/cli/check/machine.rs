@@ -92,6 +92,30 @@ fn judge_memory(available: Option<u64>, pod: u64) -> Finding {
     }
 }
 
+/// Which shared memory, the guests' among it, the kernel gives large pages (Linux, Documentation/admin-guide/mm/transhuge.rst).
+const LARGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+pub(super) fn large_pages() -> Finding {
+    judge_large_pages(&fs::read_to_string(LARGE_PAGES).unwrap_or_default())
+}
+
+/// `setting`: all the values that are possible, the present one in brackets.
+fn judge_large_pages(setting: &str) -> Finding {
+    const SUBJECT: &str = "large pages";
+    let chosen = setting.split_whitespace().find_map(|value| value.strip_prefix('[')?.strip_suffix(']'));
+    match chosen {
+        None => Finding::good(SUBJECT, "the kernel has none to give"),
+        Some("never" | "deny") => Finding::improvable(
+            SUBJECT,
+            "for what a guest uses first",
+            format!(
+                "echo advise > {LARGE_PAGES} gives them to all of its memory: fewer page faults, more memory for each pod"
+            ),
+        ),
+        Some(chosen) => Finding::good(SUBJECT, format!("for all of a guest's memory ({chosen})")),
+    }
+}
+
 pub(super) fn cgroups() -> Finding {
     const SUBJECT: &str = "cgroups";
     if cgroup::is_unified() {
@@ -158,6 +182,15 @@ mod tests {
         assert_eq!(judge_kernel("5.12+").verdict, Verdict::Good);
         assert_eq!(judge_kernel("5.4.0-200-generic").verdict, Verdict::Missing);
         assert_eq!(judge_kernel("what").verdict, Verdict::Doubtful);
+    }
+
+    #[test]
+    fn large_pages_that_guests_could_have_are_a_hint_and_no_doubt() {
+        let hint = judge_large_pages("always within_size advise [never] deny force\n");
+        assert!(hint.verdict == Verdict::Good && hint.remedy.is_some(), "{hint}");
+        let good = judge_large_pages("always within_size [advise] never deny force\n");
+        assert!(good.verdict == Verdict::Good && good.remedy.is_none(), "{good}");
+        assert_eq!(judge_large_pages("").verdict, Verdict::Good);
     }
 
     #[test]
