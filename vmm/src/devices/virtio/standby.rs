@@ -7,6 +7,8 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
 use crate::jail::{Confinement, Role};
 
 /// What a thread is to be.
@@ -39,6 +41,42 @@ impl Begun {
     pub(super) fn wait(self) {
         // Nothing is ever sent: it returns when the thread has dropped its end.
         let _ = self.0.recv();
+    }
+}
+
+/// Work that goes on until it is told to stop.
+#[derive(Debug)]
+pub(super) struct UntilStopped<W> {
+    pub(super) work: W,
+    /// Readable when it is to end.
+    pub(super) stop: EventFd,
+}
+
+/// Such work, begun.
+#[derive(Debug)]
+pub(super) struct Session {
+    begun: Begun,
+    stop: EventFd,
+}
+
+impl Session {
+    /// Tells the thread to stop, and waits until it has.
+    pub(super) fn end(self) {
+        // The counter cannot be full after one write, which is the only way to fail.
+        let _ = self.stop.write(1);
+        self.begun.wait();
+    }
+}
+
+impl<W: Send + 'static> Standby<UntilStopped<W>> {
+    /// Has the thread do `work` until the session is ended.
+    ///
+    /// # Errors
+    /// The host has no eventfd left, or the thread has panicked.
+    pub(super) fn begin_session(&self, work: W) -> io::Result<Session> {
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let begun = self.begin(UntilStopped { work, stop: stop.try_clone()? })?;
+        Ok(Session { begun, stop })
     }
 }
 

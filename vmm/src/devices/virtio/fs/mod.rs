@@ -10,9 +10,8 @@ use std::io;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::standby::{Begun, Standby, ThreadPlan};
+use super::standby::{Session, Standby, ThreadPlan, UntilStopped};
 use super::{Activation, ActivationError, VirtioDevice};
 use crate::fs::{DescriptorBudget, FsConfig, FsError, Server};
 use crate::jail::{Confinement, Role};
@@ -34,22 +33,9 @@ const STACK_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Fs {
     config_space: [u8; TAG_BYTES + size_of::<u32>()],
-    thread: Standby<Session>,
-    running: Option<Running>,
-}
-
-/// What the thread serves from an activation to the next reset.
-#[derive(Debug)]
-struct Session {
-    activation: Activation,
-    stop: EventFd,
-}
-
-/// A session that was begun.
-#[derive(Debug)]
-struct Running {
-    session: Begun,
-    stop: EventFd,
+    thread: Standby<UntilStopped<Activation>>,
+    /// From an activation to the next reset.
+    session: Option<Session>,
 }
 
 impl Fs {
@@ -70,19 +56,13 @@ impl Fs {
             Ok(move |session| serve(&mut server, session))
         };
         let thread = Standby::start(plan, prepare).map_err(|error| FsError::Host("the fs thread", error))?;
-        Ok(Self { config_space, thread, running: None })
-    }
-
-    fn start(&self, activation: Activation) -> io::Result<Running> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let session = self.thread.begin(Session { activation, stop: stop.try_clone()? })?;
-        Ok(Running { session, stop })
+        Ok(Self { config_space, thread, session: None })
     }
 }
 
 /// Serves the queues until it is told to stop, and forgets what the guest knew.
-fn serve(server: &mut Server, session: Session) {
-    let Session { activation: Activation { memory, queues, interrupt, .. }, stop } = session;
+fn serve(server: &mut Server, session: UntilStopped<Activation>) {
+    let UntilStopped { work: Activation { memory, queues, interrupt, .. }, stop } = session;
     match Worker::new(server, queues, interrupt.clone(), stop) {
         Ok(mut worker) => worker.run(&memory),
         Err(error) => {
@@ -129,18 +109,14 @@ impl VirtioDevice for Fs {
         }
         let event_idx = activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         worker::use_event_idx(&mut activation.queues, event_idx);
-        let running = self
-            .start(activation)
-            .map_err(|source| ActivationError::Host { what: "the fs thread", source })?;
-        self.running = Some(running);
+        let refused = |source| ActivationError::Host { what: "the fs thread", source };
+        self.session = Some(self.thread.begin_session(activation).map_err(refused)?);
         Ok(())
     }
 
     fn reset(&mut self) {
-        if let Some(running) = self.running.take() {
-            // Writing to an eventfd fails only when its counter is full, and then the thread has been told already.
-            let _ = running.stop.write(1);
-            running.session.wait();
+        if let Some(session) = self.session.take() {
+            session.end();
         }
     }
 }

@@ -9,6 +9,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::devices::virtio::{DeviceQueue, Interrupt};
@@ -428,7 +429,7 @@ fn a_reset_ends_the_thread_under_a_flood_of_requests() {
             driver.offer(REQUESTS, 0);
         }
         driver.device.reset();
-        assert!(driver.device.running.is_none());
+        assert!(driver.device.session.is_none());
         let index: u16 = driver.memory.read_obj(GuestAddress(rings(REQUESTS) + USED + 2)).unwrap();
         driver.offer(REQUESTS, 0);
         let later: u16 = driver.memory.read_obj(GuestAddress(rings(REQUESTS) + USED + 2)).unwrap();

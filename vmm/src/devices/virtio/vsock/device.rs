@@ -5,12 +5,11 @@ use std::os::unix::net::UnixListener;
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::connector::Connector;
 use super::worker::{self, GuestSide, HostSide};
 use crate::devices::virtio::ring::Ring;
-use crate::devices::virtio::standby::{Begun, Standby, ThreadPlan};
+use crate::devices::virtio::standby::{Session, Standby, ThreadPlan, UntilStopped};
 use crate::devices::virtio::{Activation, ActivationError, VirtioDevice};
 use crate::jail::{Confinement, Role};
 
@@ -40,20 +39,9 @@ pub struct VsockConfig {
 /// A virtio socket device (virtio 1.2, 5.10) in user space, on a thread of its own.
 pub struct Vsock {
     guest_cid: u64,
-    thread: Standby<Session>,
-    running: Option<Running>,
-}
-
-/// What the thread serves from an activation to the next reset.
-struct Session {
-    guest: GuestSide,
-    stop: EventFd,
-}
-
-/// A session that was begun.
-struct Running {
-    session: Begun,
-    stop: EventFd,
+    thread: Standby<UntilStopped<GuestSide>>,
+    /// From an activation to the next reset.
+    session: Option<Session>,
 }
 
 impl Vsock {
@@ -66,15 +54,9 @@ impl Vsock {
         let plan = ThreadPlan { name: "vsock", stack: STACK_SIZE, role: Role::Vsock, confinement };
         let prepare = move || {
             let mut host = HostSide::new(listener, connector);
-            Ok(move |Session { guest, stop }| worker::run(guest, &mut host, &stop))
+            Ok(move |UntilStopped { work, stop }| worker::run(work, &mut host, &stop))
         };
-        Ok(Self { guest_cid, thread: Standby::start(plan, prepare)?, running: None })
-    }
-
-    fn start(&self, guest: GuestSide) -> io::Result<Running> {
-        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let session = self.thread.begin(Session { guest, stop: stop.try_clone()? })?;
-        Ok(Running { session, stop })
+        Ok(Self { guest_cid, thread: Standby::start(plan, prepare)?, session: None })
     }
 
     /// Takes the queues into use.
@@ -123,15 +105,13 @@ impl VirtioDevice for Vsock {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivationError> {
         let guest = self.guest_side(activation)?;
         let refused = |source| ActivationError::Host { what: "the vsock thread", source };
-        self.running = Some(self.start(guest).map_err(refused)?);
+        self.session = Some(self.thread.begin_session(guest).map_err(refused)?);
         Ok(())
     }
 
     fn reset(&mut self) {
-        if let Some(Running { session, stop }) = self.running.take() {
-            // The counter cannot be full after one write, which is the only way to fail.
-            let _ = stop.write(1);
-            session.wait();
+        if let Some(session) = self.session.take() {
+            session.end();
         }
     }
 }
