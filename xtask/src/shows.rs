@@ -12,20 +12,25 @@ use saya_tests::lab::{self, Request};
 use crate::{artifacts, setup};
 
 /// What can be measured.
-const BENCHES: [&str; 5] = ["start", "boot", "memory", "stdio", "fs"];
+const BENCHES: [&str; 6] = ["start", "boot", "memory", "stdio", "fs", SOAK];
+/// The one that is no measurement of speed and takes its time: only by its name.
+const SOAK: &str = "soak";
 
 /// How long a demonstration or a measurement may take in a virtual machine: many times what it needs, so that one that
 /// hangs is ended and says so.
 const TIME_LIMIT: Duration = Duration::from_secs(1800);
+/// The same for each pod of a soak.
+const TIME_LIMIT_OF_POD: Duration = Duration::from_secs(30);
 
 /// Which measurement.
 #[derive(Debug, Args)]
 pub(crate) struct BenchOptions {
     /// What to measure: the start of a container, the boot of a microVM (counted in instructions), memory per pod,
-    /// the rate of standard streams, or the root file system. All of it if nothing is named.
+    /// the rate of standard streams, the root file system; or what many pods leave on the host (soak). All but the last if
+    /// nothing is named.
     #[arg(value_parser = BENCHES)]
     name: Option<String>,
-    /// How often.
+    /// How often; with soak, how many pods one after the other (300 is what it was made for), with waves of 10 at once between.
     #[arg(default_value_t = 10)]
     runs: u32,
     /// How many MiB pass through standard streams.
@@ -46,12 +51,13 @@ pub(crate) struct DemoOptions {
 
 /// Shows Saya at work.
 pub(crate) fn demo(options: &DemoOptions) -> Result<ExitCode> {
-    in_lab("saya-demo", Vec::new(), options.no_build, false)
+    in_lab("saya-demo", Vec::new(), options.no_build, false, TIME_LIMIT)
 }
 
 /// Measures, and leaves the figures as JSON under `target/bench/`.
 pub(crate) fn bench(options: &BenchOptions) -> Result<ExitCode> {
-    let names = options.name.as_deref().map_or_else(|| BENCHES.to_vec(), |name| vec![name]);
+    let usual = || BENCHES.into_iter().filter(|name| *name != SOAK).collect();
+    let names: Vec<_> = options.name.as_deref().map_or_else(usual, |name| vec![name]);
     let results = lab::results_directory(&crate::checkout());
     let mut no_build = options.no_build;
     for name in names {
@@ -59,24 +65,30 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<ExitCode> {
         let name = if counted { "boot-icount" } else { name };
         let numbers = [options.runs, options.mebibytes].map(|number| number.to_string());
         let arguments = [vec![name.to_owned(), results.display().to_string()], numbers.to_vec()].concat();
-        let status = in_lab("saya-bench", arguments, no_build, counted)?;
+        let limit = if name == SOAK { TIME_LIMIT + TIME_LIMIT_OF_POD * options.runs } else { TIME_LIMIT };
+        let status = in_lab("saya-bench", arguments, no_build, counted, limit)?;
+        for kind in ["json", "svg"] {
+            keep(&results.join(format!("{name}.{kind}")))?;
+        }
         if status != ExitCode::SUCCESS {
             return Ok(status);
         }
-        keep(&results.join(format!("{name}.json")))?;
         no_build = true;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Moves a file of figures from the directory that the lab shares to `target/bench/`.
+/// Moves a file of figures, if it is there, from the directory that the lab shares to `target/bench/`.
 fn keep(figures: &Path) -> Result<()> {
+    if !figures.exists() {
+        return Ok(());
+    }
     let directory = artifacts::target_directory()?.join("bench");
     let place = directory.join(figures.file_name().unwrap_or_default());
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     fs::copy(figures, &place).with_context(|| format!("copying {}", figures.display()))?;
     fs::remove_file(figures)?;
-    println!("The same as JSON: {}", place.display());
+    println!("Written to {}", place.display());
     Ok(())
 }
 
@@ -85,6 +97,7 @@ fn in_lab(
     arguments: Vec<String>,
     no_build: bool,
     instruction_clock: bool,
+    time_limit: Duration,
 ) -> Result<ExitCode> {
     if !no_build {
         setup::run()?;
@@ -97,7 +110,7 @@ fn in_lab(
     let request = Request {
         installs: artifacts::installs()?,
         instruction_clock,
-        time_limit: Some(TIME_LIMIT),
+        time_limit: Some(time_limit),
         input: false,
         ..Request::new(&checkout, command)
     };

@@ -8,6 +8,7 @@ pub mod fs;
 pub mod memory;
 pub mod monitors;
 pub mod runtimes;
+pub mod soak;
 pub mod start;
 pub mod stdio;
 

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use saya_tests::bench::boot::BootFigures;
-use saya_tests::bench::{boot, fs, memory, monitors, start, stdio, write_json};
+use saya_tests::bench::{boot, fs, memory, monitors, soak, start, stdio, write_json};
 
-const USAGE: &str = "usage: saya-bench start|memory|stdio|fs|boot|boot-icount OUTPUT-DIRECTORY [RUNS [MIB]]";
+const USAGE: &str =
+    "usage: saya-bench start|memory|stdio|fs|boot|boot-icount|soak OUTPUT-DIRECTORY [RUNS [MIB]]";
 
 /// How much passes through standard streams if nothing else is said.
 const STDIO_MEBIBYTES: u32 = 64;
@@ -37,6 +38,14 @@ fn main() -> anyhow::Result<()> {
             let figures = fs::measure(runs, &output)?;
             write_json(&output, "fs", &figures)?;
             println!("{}", fs::table(&figures));
+        }
+        "soak" => {
+            let figures = soak::measure(runs)?;
+            write_json(&output, "soak", &figures)?;
+            soak::write_svg(&output, &figures)?;
+            println!("{}", soak::table(&figures));
+            println!("{}", soak::verdict(&figures));
+            ensure!(figures.holds(), "something has leaked");
         }
         "boot" | "boot-icount" => {
             let deterministic = name == "boot-icount";

@@ -33,6 +33,7 @@ pub mod watch;
 mod workloads;
 
 use context::Context;
+pub(crate) use task_api::Task;
 
 /// One promise.
 #[derive(Clone, Copy)]

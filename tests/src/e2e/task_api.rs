@@ -24,7 +24,7 @@ const SPEC_TYPES: &str = "types.containerd.io/opencontainers/runtime-spec/1";
 
 /// A container's task.
 #[derive(Clone)]
-pub(super) struct Task {
+pub(crate) struct Task {
     client: Client,
     id: String,
     bundle: PathBuf,
@@ -32,14 +32,14 @@ pub(super) struct Task {
 
 /// A call that the shim refused.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     pub(super) code: Code,
     pub(super) message: String,
 }
 
 impl Task {
     /// The task of a container that runs.
-    pub(super) fn of(container: &str) -> anyhow::Result<Self> {
+    pub(crate) fn of(container: &str) -> anyhow::Result<Self> {
         // A shim's working directory is its bundle, whichever containerd made it.
         let shim = shim_of(container)?;
         let bundle = fs::read_link(format!("/proc/{}/cwd", shim.as_raw_nonzero()))?;
@@ -149,7 +149,7 @@ impl Task {
     }
 
     /// Changes the container's limits.
-    pub(super) fn update(&self, resources: &Value) -> anyhow::Result<Result<Empty, Refusal>> {
+    pub(crate) fn update(&self, resources: &Value) -> anyhow::Result<Result<Empty, Refusal>> {
         let request = UpdateTaskRequest {
             id: self.id.clone(),
             resources: Some(spec_type("LinuxResources", resources)).into(),
