@@ -2,7 +2,7 @@
 //!
 //! As process 1 it brings the guest up and serves on vsock. Called as `saya-agent serve DIRECTORY CGROUP` it serves
 //! on Unix sockets in a directory, on a machine that is up already, with containers' cgroups below the one named:
-//! that is for tests.
+//! that is for tests. Called as `saya-agent hold-pod` it is the process of a pod that has no container of its own.
 //!
 //! It has one thread. Containers and their processes begin as clones of it, and what a clone may do follows from that.
 
@@ -12,6 +12,7 @@ mod error;
 mod forward;
 mod kernel_log;
 mod network;
+mod pod;
 mod power;
 mod process;
 mod reaper;
@@ -32,7 +33,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let result = if rustix::process::getpid().is_init() {
+    let result = if std::env::args().nth(1).as_deref() == Some(saya_agent_api::HOLD_POD) {
+        // It is process 1 too, but of the pod's pid namespace.
+        runtime.block_on(pod::hold())
+    } else if rustix::process::getpid().is_init() {
         runtime.block_on(serve::as_first_process(entered))
     } else {
         runtime.block_on(serve::for_tests())

@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use common::{message, process_spec};
+use saya_agent_api::agent::Streams;
 use serde_json::{Value, json};
 use ttrpc::Code;
 
@@ -235,4 +236,37 @@ async fn kernel_parameters_of_namespaces_are_set() {
     spec["linux"]["sysctl"] = json!({"kernel.no_such": "1"});
     let (_, text) = message(&machine.create("c", &spec, Default::default()).await.unwrap_err());
     assert_eq!(text, "write \"1\" to /proc/sys/kernel/no_such: no such file or directory");
+}
+
+#[tokio::test]
+async fn a_pods_own_process_holds_its_namespaces_and_reaps_what_is_orphaned_in_them() {
+    let machine = machine!();
+    let root = machine.directory().join("pod");
+    fs::create_dir(&root).unwrap();
+    let bind = |source: &str, destination: &str| json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "ro"]});
+    let mut mounts = vec![bind(env!("CARGO_BIN_EXE_saya-agent"), "/pod")];
+    // In a guest the program needs no library.
+    mounts.extend(["/lib", "/lib64", "/usr"].map(|directory| bind(directory, directory)));
+    let pod = json!({
+        "ociVersion": "1.1.0",
+        "hostname": "web",
+        "root": {"path": root, "readonly": true},
+        "process": {"args": ["/pod", saya_agent_api::HOLD_POD], "cwd": "/", "user": {"uid": 65535, "gid": 65535},
+            "noNewPrivileges": true},
+        "mounts": mounts,
+        "linux": {"namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "pid"}, {"type": "ipc"}]},
+    });
+    let pid = machine.create("pod", &pod, Streams::default()).await.unwrap();
+    machine.start_process("pod", "").await.unwrap();
+
+    let script = "hostname; (sleep 0.2 &); until ! ps -o comm | grep -qx sleep; do :; done; ps -o pid,comm";
+    let mut spec = machine.spec(&["sh", "-c", script]);
+    let of_pod = |kind: &str| json!({"type": kind, "path": format!("/proc/{pid}/ns/{kind}")});
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, of_pod("pid"), of_pod("uts"), of_pod("ipc")]);
+    let outcome = machine.run("c", &spec).await;
+    assert!(outcome.stdout.starts_with("web\n") && outcome.stdout.contains("1 pod"), "{outcome:?}");
+
+    machine.signal("pod", "", libc::SIGTERM, false).await.unwrap();
+    assert_eq!(machine.wait("pod", "").await.exit_status, 0);
+    machine.delete("pod", "").await.unwrap();
 }

@@ -19,6 +19,7 @@ mod mount;
 mod network;
 mod pod;
 mod readiness;
+mod sandbox_service;
 mod sizing;
 mod spec;
 mod task_service;

@@ -17,10 +17,11 @@ const PROGRAMS: [&str; 6] =
 
 /// Where runtimes keep files and sockets while a pod lives. `/run/containerd/fifo` is not among them: what lies there is
 /// the client's, and `ctr` forgets it when a shim was killed, whatever the runtime.
-const DIRECTORIES: [&str; 5] = [
+const DIRECTORIES: [&str; 6] = [
     "/run/saya",
     "/run/containerd/s",
     "/run/containerd/io.containerd.runtime.v2.task",
+    "/run/containerd/io.containerd.sandbox.controller.v1.shim",
     "/run/netns",
     "/run/kata-containers",
 ];

@@ -46,3 +46,13 @@ pub const PRIVATE_SHARE: &str = "private";
 
 /// The tag of the virtio-fs device with what the host writes, too: volumes, as `<number>`.
 pub const LIVE_SHARE: &str = "live";
+
+/// An empty directory of the guest's: the root file system of a pod's own process, which is the agent's program (at
+/// [`AGENT_PROGRAM`]) with the argument [`HOLD_POD`].
+pub const POD_ROOT: &str = "/run/saya/pod";
+
+/// Where the agent's program is in the guest.
+pub const AGENT_PROGRAM: &str = "/init";
+
+/// The argument with which the agent's program does nothing but hold a pod's namespaces and reap what is orphaned in them.
+pub const HOLD_POD: &str = "hold-pod";

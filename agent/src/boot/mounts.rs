@@ -56,7 +56,8 @@ const REMAINING: [FileSystem; 7] = [
         kind: c"tmpfs",
         target: c"/dev/shm",
         flags: SAFE,
-        options: c"mode=1777",
+        // As large as container runtimes make it.
+        options: c"mode=1777,size=65536k",
         step: "mount tmpfs on /dev/shm",
     },
     FileSystem {

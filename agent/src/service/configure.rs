@@ -3,6 +3,7 @@
 use std::fs;
 
 use rustix::time::{ClockId, Timespec, clock_settime};
+use saya_agent_api::POD_ROOT;
 use saya_agent_api::agent::ConfigureSandboxRequest;
 
 use super::share;
@@ -13,6 +14,7 @@ use crate::error::{Action, Result};
 pub(super) fn sandbox(request: &ConfigureSandboxRequest) -> Result<()> {
     set_clock(request.wall_clock_nanoseconds)?;
     share::mount()?;
+    fs::create_dir_all(POD_ROOT).action(|| format!("make {POD_ROOT}"))?;
     if !request.hostname.is_empty() {
         rustix::system::sethostname(request.hostname.as_bytes())
             .action(|| format!("set the host name {:?}", request.hostname))?;

@@ -4,7 +4,7 @@
 
 use std::env;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -54,7 +54,7 @@ fn clean_up(flags: &Flags) -> io::Result<u32> {
         // No VM was started, or all is gone already, but for the socket of a shim that was killed at its very beginning.
         directory.remove()?;
         if pod == flags.id {
-            socket::remove_abandoned(&socket::path(&flags.address, &flags.namespace, &pod));
+            socket::remove_abandoned(&socket_of(flags, &pod));
         }
         return Ok(0);
     };
@@ -84,15 +84,23 @@ fn clean_up(flags: &Flags) -> io::Result<u32> {
     network.map_err(io::Error::other)?;
     cgroups.into_iter().collect::<io::Result<()>>()?;
     directory.remove()?;
-    socket::remove(&socket::path(&flags.address, &flags.namespace, &pod));
+    socket::remove(&socket_of(flags, &pod));
     Ok(pid)
 }
 
 /// The pod that the container belongs to. A bundle that is gone leaves the container's own id.
 fn pod_of(flags: &Flags) -> String {
-    let bundle =
-        flags.bundle.clone().or_else(|| env::current_dir().ok()).unwrap_or_else(|| PathBuf::from("."));
-    let spec = Document::read(&bundle).ok();
+    let spec = Document::read(&bundle_of(flags)).ok();
     let sandbox = spec.as_ref().and_then(|spec| spec.sandbox_id(&flags.id).ok());
     sandbox.unwrap_or(&flags.id).to_owned()
+}
+
+fn bundle_of(flags: &Flags) -> PathBuf {
+    flags.bundle.clone().or_else(|| env::current_dir().ok()).unwrap_or_else(|| PathBuf::from("."))
+}
+
+/// The shim's socket: where the bundle says, or, if that is gone, where sockets are by default.
+fn socket_of(flags: &Flags, pod: &str) -> PathBuf {
+    let usual = || socket::path(Path::new(socket::DIRECTORY), &flags.address, &flags.namespace, pod);
+    socket::noted(&bundle_of(flags)).unwrap_or_else(usual)
 }

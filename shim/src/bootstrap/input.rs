@@ -6,6 +6,7 @@
 //! is a message too, with a type's name where the container's id should be.
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
@@ -27,6 +28,8 @@ pub(super) struct Input {
     pub(super) options: RuntimeOptions,
     /// containerd's ttrpc socket, where the message names it.
     pub(super) ttrpc_address: Option<String>,
+    /// The directory for the shim's socket, where the message names one.
+    pub(super) socket_directory: Option<PathBuf>,
     /// The form of the answer.
     pub(super) answer: Answer,
 }
@@ -78,6 +81,7 @@ impl Input {
         Ok(Self {
             options: options.transpose()?.unwrap_or_default(),
             ttrpc_address: Some(message.containerd_ttrpc_address).filter(|address| !address.is_empty()),
+            socket_directory: message.socket_dir.filter(|path| !path.is_empty()).map(PathBuf::from),
             answer: Answer::Message,
         })
     }
@@ -139,6 +143,7 @@ mod tests {
             log_level: EnumOrUnknown::from_i32(-4),
             containerd_ttrpc_address: "/run/c.ttrpc".into(),
             containerd_grpc_address: "/run/c.sock".into(),
+            socket_dir: Some("/run/s".into()),
             extensions: vec![extension(foreign), extension(options())],
             ..Default::default()
         }
@@ -160,6 +165,7 @@ mod tests {
             let input = Input::parse(&bytes, &mut flags).unwrap();
             assert_eq!(input.options.config_path, "/c");
             assert_eq!(input.ttrpc_address.as_deref(), Some("/run/c.ttrpc"));
+            assert_eq!(input.socket_directory, Some("/run/s".into()));
             assert_eq!(
                 (flags.id.as_str(), flags.namespace.as_str(), flags.address.as_str(), flags.debug),
                 ("c1", "k8s.io", "/run/c.sock", true)

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Where shims' sockets are.
-const DIRECTORY: &str = "/run/containerd/s";
+/// Where shims' sockets are, unless containerd names another directory.
+pub(super) const DIRECTORY: &str = "/run/containerd/s";
 
 /// A socket for a pod.
 #[derive(Debug)]
@@ -21,21 +21,38 @@ pub(crate) enum Socket {
     Served,
 }
 
-/// The path of the socket for a pod, as containerd's own shim library forms it: a hash of containerd's address, the
-/// namespace and the pod's id.
-pub(crate) fn path(address: &str, namespace: &str, id: &str) -> PathBuf {
+/// The path of the socket for a pod in `directory`, as containerd's own shim library forms it: a hash of containerd's
+/// address, the namespace and the pod's id.
+pub(crate) fn path(directory: &Path, address: &str, namespace: &str, id: &str) -> PathBuf {
     let name = format!("{}/{namespace}/{id}", address.trim_end_matches('/'));
     let mut hash = String::with_capacity(64);
     for byte in Sha256::digest(name) {
         // Writing to a String cannot fail.
         let _ = write!(hash, "{byte:02x}");
     }
-    Path::new(DIRECTORY).join(hash)
+    directory.join(hash)
 }
 
 /// The address that containerd is told.
 pub(crate) fn address(path: &Path) -> String {
     format!("unix://{}", path.display())
+}
+
+/// The file of a bundle that has the address.
+const ADDRESS: &str = "address";
+
+/// Notes the address in a container's bundle.
+///
+/// # Errors
+/// What the system returned.
+pub(crate) fn note(bundle: &Path, address: &str) -> io::Result<()> {
+    fs::write(bundle.join(ADDRESS), address)
+}
+
+/// The socket whose address is noted in a bundle, if one is.
+pub(crate) fn noted(bundle: &Path) -> Option<PathBuf> {
+    let address = fs::read_to_string(bundle.join(ADDRESS)).ok()?;
+    address.trim().strip_prefix("unix://").map(PathBuf::from)
 }
 
 /// Listens at `path`, unless somebody does already. What a killed shim left is replaced.
@@ -86,9 +103,18 @@ mod tests {
     fn the_path_is_the_one_that_containerds_shims_use() {
         // printf %s /run/containerd/containerd.sock/default/t1 | sha256sum
         assert_eq!(
-            path("/run/containerd/containerd.sock", "default", "t1"),
+            path(Path::new(DIRECTORY), "/run/containerd/containerd.sock", "default", "t1"),
             Path::new("/run/containerd/s/df6a0c5cd2e9a1a16d9a3f2447365d9fc6021bc1d3d9a4caa2f5b2c4f773758f")
         );
+    }
+
+    #[test]
+    fn a_bundle_tells_the_socket_of_its_shim() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert_eq!(noted(bundle.path()), None);
+        let socket = path(Path::new("/elsewhere"), "a", "default", "t1");
+        note(bundle.path(), &address(&socket)).unwrap();
+        assert_eq!(noted(bundle.path()), Some(socket));
     }
 
     #[test]

@@ -59,6 +59,9 @@ pub(crate) enum StartError {
         /// Its shim.
         process: u32,
     },
+    /// A directory for the socket that is not the same for all of containerd's processes.
+    #[error("socket_dir {0:?} is not an absolute path")]
+    SocketDirectory(PathBuf),
     /// The system.
     #[error("{what}: {source}")]
     System {
@@ -82,16 +85,21 @@ pub(super) fn run(mut flags: Flags) -> Result<(), StartError> {
     identifier::validate("namespace", &flags.namespace)?;
     identifier::validate("container id", &flags.id)?;
     let bundle = env::current_dir().map_err(system("the bundle"))?;
-    let spec = Document::read(&bundle)?;
-    let sandbox = spec.sandbox_id(&flags.id)?;
-    if spec.makes_pod() {
+    let spec = spec_of(&bundle)?;
+    let sandbox = spec.as_ref().map_or(Ok(flags.id.as_str()), |spec| spec.sandbox_id(&flags.id))?;
+    let makes_pod = spec.as_ref().is_none_or(Document::makes_pod);
+    if makes_pod {
         let directory = PodDirectory::new(&flags.namespace, sandbox);
         await_predecessor(sandbox, &directory.record(), PREDECESSOR_PATIENCE)?;
     }
-    let path = socket::path(&flags.address, &flags.namespace, sandbox);
+    let directory = input.socket_directory.as_deref().unwrap_or(Path::new(socket::DIRECTORY));
+    if !directory.is_absolute() {
+        return Err(StartError::SocketDirectory(directory.to_owned()));
+    }
+    let path = socket::path(directory, &flags.address, &flags.namespace, sandbox);
     match socket::listen(&path).map_err(system("the shim's socket"))? {
         Socket::Served => {}
-        Socket::New(_) if !spec.makes_pod() => {
+        Socket::New(_) if !makes_pod => {
             socket::remove(&path);
             return Err(StartError::NoSandbox { container: flags.id.clone(), sandbox: sandbox.to_owned() });
         }
@@ -103,7 +111,7 @@ pub(super) fn run(mut flags: Flags) -> Result<(), StartError> {
         }
     }
     let address = socket::address(&path);
-    fs::write(bundle.join("address"), &address).map_err(system("the bundle's file address"))?;
+    socket::note(&bundle, &address).map_err(system("the bundle's file address"))?;
     input.answer.write(&address, io::stdout()).map_err(system("standard output"))
 }
 
@@ -116,6 +124,15 @@ fn await_predecessor(pod: &str, record: &Path, patience: Duration) -> Result<(),
             Err(StartError::Predecessor { pod: pod.to_owned(), process: shim.pid })
         }
         _ => Ok(()),
+    }
+}
+
+/// The bundle's spec. That of a sandbox which the Sandbox API makes has none, but a place for a root file system, as every
+/// bundle of containerd's has.
+fn spec_of(bundle: &Path) -> Result<Option<Document>, DocumentError> {
+    match Document::read(bundle) {
+        Err(error) if error.is_missing() && bundle.join("rootfs").is_dir() => Ok(None),
+        read => read.map(Some),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::io::{HostEnds, ProcessIo, Stdio, StdioError};
 use crate::mount::{self, Binding};
 use crate::pod::agent::no_timeout;
 use crate::pod::directory::ContainerPlaces;
+use crate::pod::files;
 use crate::spec::mounts::{self, Volume};
 use crate::spec::translation::{self, Context, Translation, TranslationError};
 use crate::spec::{Document, DocumentError};
@@ -72,12 +73,19 @@ impl Tasks {
         }
         let reservation = self.reserve(&request.id)?;
         self.pod().vm().map_err(TaskError::invalid_argument)?;
-        let spec = Document::read(&request.bundle)?;
+        let mut spec = Document::read(&request.bundle)?;
         let sandbox = if spec.makes_pod() { None } else { self.pod().sandbox() };
-        let translation = translation::translate(
+        let files = self.pod().files();
+        if let Some(files) = files {
+            files.bind(&mut spec)?;
+        }
+        let mut translation = translation::translate(
             &spec,
             &Context { container: &request.id, bundle: &request.bundle, sandbox, inspect: &mounts::inspect },
         )?;
+        if files.is_some() {
+            files::share_memory(&mut translation.guest);
+        }
         let places = self.pod().directory().container(&request.id);
         let created = self.create_with(&request, &spec, translation, places.clone(), reservation).await;
         if created.is_err() {

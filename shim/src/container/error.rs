@@ -1,5 +1,7 @@
 //! Why a call of the Task service fails, and the gRPC code that says so.
 
+use std::future::Future;
+
 use ttrpc::Code;
 
 /// A failed call.
@@ -67,5 +69,15 @@ impl From<ttrpc::proto::Status> for TaskError {
     /// The agent's answers carry codes as containerd means them.
     fn from(status: ttrpc::proto::Status) -> Self {
         Self { code: status.code(), message: status.message }
+    }
+}
+
+/// Does the work of a call to its end, even when the caller has gone away: what is half done could not be undone.
+pub(crate) async fn complete<T: Send + 'static>(
+    work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    match tokio::spawn(work).await {
+        Ok(done) => Ok(done?),
+        Err(error) => Err(TaskError::failed(error).into()),
     }
 }

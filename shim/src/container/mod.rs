@@ -13,6 +13,6 @@ mod start;
 mod tasks;
 
 pub(crate) use create::CreateRequest;
-pub(crate) use error::TaskError;
+pub(crate) use error::{TaskError, complete};
 pub(crate) use process::{Phase, Process};
 pub(crate) use tasks::{Freezer, Tasks};

@@ -177,6 +177,13 @@ impl Tasks {
         }
     }
 
+    /// The ids of the containers.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        let containers = lock(&self.inner.containers);
+        let is_filled = |(id, slot): (&String, &Slot)| matches!(slot, Slot::Filled(_)).then(|| id.clone());
+        containers.iter().filter_map(is_filled).collect()
+    }
+
     /// Waits until the container with this id is no longer being created.
     pub(crate) async fn settle(&self, id: &str) {
         loop {

@@ -18,7 +18,7 @@ pub(crate) struct Ending {
 
 impl Ending {
     /// That of the shim of `pod`, which is reached by the socket at this path, if it has one.
-    pub(super) fn new(pod: Arc<Pod>, socket: Option<PathBuf>) -> Self {
+    pub(crate) fn new(pod: Arc<Pod>, socket: Option<PathBuf>) -> Self {
         Self { pod, socket: Mutex::new(socket), wanted: Notify::new() }
     }
 
@@ -34,7 +34,7 @@ impl Ending {
     }
 
     /// Waits until the shim is to end.
-    pub(super) async fn begun(&self) {
+    pub(crate) async fn begun(&self) {
         self.wanted.notified().await;
     }
 }

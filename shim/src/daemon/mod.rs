@@ -21,6 +21,7 @@ use crate::container::Tasks;
 use crate::events::{Address, Publisher};
 use crate::pod::Pod;
 use crate::pod::timeline::Recorder;
+use crate::sandbox_service::SandboxService;
 use crate::task_service::TaskService;
 
 pub(crate) use ending::Ending;
@@ -79,14 +80,14 @@ async fn serve(
     timeline: Arc<Recorder>,
 ) -> io::Result<()> {
     let socket = listener.local_addr()?.as_pathname().map(PathBuf::from);
-    // First of all the VM: it boots while containerd connects.
+    // First of all the VM: it boots while containerd connects, unless that has still to say what it is to be.
     let pod = Arc::new(Pod::start(&flags.namespace, &flags.id, bundle, timeline));
     let publisher = Publisher::start(publish_address(flags), &flags.namespace);
     let tasks = Tasks::new(&flags.namespace, pod.clone(), publisher.clone());
     let ending = Arc::new(Ending::new(pod.clone(), socket));
-    let mut server = Server::new()
-        .add_listener(Listener::try_from(listener)?)
-        .register_service(TaskService::new(tasks, ending.clone()).services());
+    let mut services = SandboxService::new(tasks.clone(), ending.clone()).services();
+    services.extend(TaskService::new(tasks, ending.clone()).services());
+    let mut server = Server::new().add_listener(Listener::try_from(listener)?).register_service(services);
     server.start().await.map_err(io::Error::other)?;
     tracing::debug!(pod = pod.id(), pid = std::process::id(), "the shim serves");
 

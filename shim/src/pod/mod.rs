@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod directory;
+pub(crate) mod files;
 mod loopback;
 pub(crate) mod process;
 pub(crate) mod record;
@@ -10,7 +11,7 @@ pub(crate) mod vm;
 pub(crate) mod volumes;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use saya_agent_api::agent::ConfigureSandboxRequest;
@@ -24,6 +25,7 @@ use crate::spec::namespaces::{self, PodSandbox};
 use crate::spec::{Document, DocumentError};
 use agent::Agent;
 use directory::PodDirectory;
+use files::PodFiles;
 use record::{Process, Record};
 use timeline::Recorder;
 use vm::{Plan, StopReport, Vm, VmError};
@@ -62,20 +64,31 @@ pub(crate) enum PodError {
     /// The VMM.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// A sandbox that containerd has not created.
+    #[error("the pod's sandbox has not been created")]
+    NotCreated,
     /// The VM has stopped.
     #[error("the pod's virtual machine is not running: {0}")]
     Stopped(Arc<StopReport>),
 }
 
-/// A pod, started or failed.
+/// A pod: to be created, started or failed.
 pub(crate) struct Pod {
+    namespace: String,
     id: String,
     directory: PodDirectory,
     volumes: Arc<Volumes>,
     timeline: Arc<Recorder>,
     sandbox: Mutex<Option<PodSandbox>>,
     host: Mutex<HostParts>,
+    machine: OnceLock<Machine>,
+}
+
+/// What a pod has once it is known what it is to be.
+struct Machine {
     network_namespace: Option<PathBuf>,
+    /// The files of a pod that the Sandbox API has made.
+    files: Option<PodFiles>,
     vm: Result<Vm, PodError>,
 }
 
@@ -87,45 +100,69 @@ struct HostParts {
 }
 
 impl Pod {
-    /// Starts the pod of the container `container`, whose bundle is at `bundle`: its VM boots while the caller goes on.
-    /// What went wrong is the answer of [`agent`](Self::agent).
+    /// The pod of the container `container`, whose bundle is at `bundle`: its VM boots while the caller goes on. What went
+    /// wrong is the answer of [`agent`](Self::agent). A bundle without a spec is that of a sandbox, of which
+    /// [`boot`](Self::boot) is told later.
     pub(crate) fn start(namespace: &str, container: &str, bundle: &Path, timeline: Arc<Recorder>) -> Self {
         let spec = Document::read(bundle);
         let id = spec.as_ref().ok().and_then(|spec| spec.sandbox_id(container).ok()).unwrap_or(container);
-        let id = id.to_owned();
-        let directory = PodDirectory::new(namespace, &id);
-        let network_namespace = spec.as_ref().ok().and_then(namespaces::network_path);
-        let mut host = HostParts::default();
-        let vm = spec.map_err(PodError::from).and_then(|spec| {
-            identifier::validate("namespace", namespace)?;
-            identifier::validate("container id", &id)?;
-            boot(&spec, &id, &directory, &mut host, timeline.clone())
-        });
-        Self {
-            id,
-            volumes: Arc::new(Volumes::new(directory.clone())),
-            directory,
-            timeline,
-            sandbox: Mutex::new(None),
-            host: Mutex::new(host),
-            network_namespace,
-            vm,
+        let directory = PodDirectory::new(namespace, id);
+        let pod = Self::new(namespace, id, directory, timeline);
+        if !matches!(&spec, Err(error) if error.is_missing()) {
+            pod.boot(spec, None);
         }
+        pod
     }
 
-    /// A pod around a VM that exists.
-    #[cfg(test)]
-    pub(crate) fn with_vm(id: &str, directory: PodDirectory, vm: Vm, timeline: Arc<Recorder>) -> Self {
+    /// A pod of which nothing is known but its name.
+    pub(crate) fn new(namespace: &str, id: &str, directory: PodDirectory, timeline: Arc<Recorder>) -> Self {
         Self {
+            namespace: namespace.to_owned(),
             id: id.to_owned(),
             volumes: Arc::new(Volumes::new(directory.clone())),
             directory,
             timeline,
             sandbox: Mutex::new(None),
             host: Mutex::default(),
-            network_namespace: None,
-            vm: Ok(vm),
+            machine: OnceLock::new(),
         }
+    }
+
+    /// Has the VM boot that `spec` asks for; `files` are those of a pod that the Sandbox API makes. Nothing happens to a
+    /// pod that [is booted](Self::is_booted) already.
+    pub(crate) fn boot(&self, spec: Result<Document, DocumentError>, files: Option<PodFiles>) {
+        self.machine.get_or_init(|| {
+            let network_namespace = spec.as_ref().ok().and_then(namespaces::network_path);
+            let mut host = HostParts::default();
+            let vm = spec.map_err(PodError::from).and_then(|spec| {
+                identifier::validate("namespace", &self.namespace)?;
+                identifier::validate("container id", &self.id)?;
+                boot(&spec, &self.id, &self.directory, &mut host, self.timeline.clone())
+            });
+            if let Ok(mut parts) = self.host.lock() {
+                *parts = host;
+            }
+            Machine { network_namespace, files, vm }
+        });
+    }
+
+    /// Whether the pod's VM was told to boot, whatever became of it.
+    pub(crate) fn is_booted(&self) -> bool {
+        self.machine.get().is_some()
+    }
+
+    /// A pod around a VM that exists.
+    #[cfg(test)]
+    pub(crate) fn with_vm(
+        id: &str,
+        directory: PodDirectory,
+        vm: Vm,
+        timeline: Arc<Recorder>,
+        files: Option<PodFiles>,
+    ) -> Self {
+        let pod = Self::new("default", id, directory, timeline);
+        pod.machine.get_or_init(|| Machine { network_namespace: None, files, vm: Ok(vm) });
+        pod
     }
 
     /// The pod's id: its sandbox's.
@@ -153,12 +190,17 @@ impl Pod {
     /// # Errors
     /// It could not be started.
     pub(crate) fn vm(&self) -> Result<&Vm, &PodError> {
-        self.vm.as_ref()
+        self.machine.get().map_or(Err(&PodError::NotCreated), |machine| machine.vm.as_ref())
+    }
+
+    /// The files of a pod that the Sandbox API has made.
+    pub(crate) fn files(&self) -> Option<&PodFiles> {
+        self.machine.get()?.files.as_ref()
     }
 
     /// The pid by which containerd knows the pod's containers: the VMM's. 0 without a VM.
     pub(crate) fn host_pid(&self) -> u32 {
-        self.vm.as_ref().map_or(0, Vm::pid)
+        self.vm().map_or(0, Vm::pid)
     }
 
     /// Waits until the agent is ready.
@@ -166,27 +208,27 @@ impl Pod {
     /// # Errors
     /// The pod could not be started, or its VM has stopped.
     pub(crate) async fn agent(&self) -> Result<Agent, String> {
-        let vm = self.vm.as_ref().map_err(PodError::to_string)?;
+        let vm = self.vm().map_err(PodError::to_string)?;
         vm.ready().await.map_err(|report| PodError::Stopped(report).to_string())
     }
 
     /// Waits until the VM is no more; at once where there is none.
     pub(crate) async fn stopped(&self) {
-        if let Ok(vm) = &self.vm {
+        if let Ok(vm) = self.vm() {
             vm.stopped().await;
         }
     }
 
     /// Ends the VM, for this reason.
     pub(crate) fn stop(&self, reason: &str) {
-        if let Ok(vm) = &self.vm {
+        if let Ok(vm) = self.vm() {
             vm.stop(reason);
         }
     }
 
     /// What is to be said of a VM whose agent no longer answers. A VM that does not end by itself is stopped.
     pub(crate) async fn lost(&self, error: &ttrpc::Error) -> Option<Arc<StopReport>> {
-        let vm = self.vm.as_ref().ok()?;
+        let vm = self.vm().ok()?;
         if let ttrpc::Error::Others(words) = error {
             // Given up, or what it says cannot be understood.
             vm.stop(words);
@@ -210,7 +252,7 @@ impl Pod {
 
     /// The path of the network namespace whose interfaces the guest has.
     pub(crate) fn network_namespace(&self) -> Option<&Path> {
-        self.network_namespace.as_deref()
+        self.machine.get()?.network_namespace.as_deref()
     }
 
     /// Notes that the shim is about to take the pod away, so that `delete` leaves it to it.
@@ -229,7 +271,15 @@ impl Pod {
     /// is there, its record tells `delete` of it, whatever becomes of the shim.
     pub(crate) async fn tear_down(&self) {
         self.announce_end();
-        if let Ok(vm) = &self.vm {
+        self.halt().await;
+        if let Err(error) = self.directory.remove() {
+            tracing::error!(%error, "the pod's directory stays behind");
+        }
+    }
+
+    /// Ends the VM and gives back what of the host it used: its network and its cgroup.
+    pub(crate) async fn halt(&self) {
+        if let Ok(vm) = self.vm() {
             vm.stop("the pod is over");
             vm.stopped().await;
         }
@@ -239,9 +289,6 @@ impl Pod {
         }
         // Nor does the runtime wait for what the kernel takes to empty a cgroup.
         let _ = tokio::task::spawn_blocking(move || host.cgroup.leave()).await;
-        if let Err(error) = self.directory.remove() {
-            tracing::error!(%error, "the pod's directory stays behind");
-        }
     }
 }
 

@@ -47,12 +47,22 @@ pub(crate) enum DocumentError {
     /// Not a JSON object.
     #[error("OCI spec is not a JSON object")]
     NotAnObject,
+    /// Its mounts are no list.
+    #[error("OCI spec: mounts is not a list")]
+    Mounts,
     /// A spec of another major version.
     #[error("OCI spec: ociVersion {0:?} is not supported: it must be 1.x")]
     Version(String),
     /// The sandbox id is no identifier.
     #[error("annotation io.kubernetes.cri.sandbox-id: {0}")]
     SandboxId(#[from] identifier::InvalidIdentifier),
+}
+
+impl DocumentError {
+    /// Whether the bundle has no spec at all, as that of a sandbox has none.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Unreadable { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 impl Document {
@@ -104,6 +114,20 @@ impl Document {
     /// An annotation's value.
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.value.get("annotations")?.get(key)?.as_str()
+    }
+
+    /// Adds a mount to those that the spec has, unless one of those has its destination.
+    ///
+    /// # Errors
+    /// `mounts` is no list.
+    pub(crate) fn add_mount(&mut self, destination: &str, mount: Value) -> Result<(), DocumentError> {
+        let Some(spec) = self.value.as_object_mut() else { return Err(DocumentError::NotAnObject) };
+        let mounts = spec.entry("mounts").or_insert_with(|| Value::Array(Vec::new()));
+        let mounts = mounts.as_array_mut().ok_or(DocumentError::Mounts)?;
+        if !mounts.iter().any(|mount| mount["destination"] == destination) {
+            mounts.push(mount);
+        }
+        Ok(())
     }
 
     /// The id of the pod that the container with the id `container` belongs to: its sandbox's, or its own.

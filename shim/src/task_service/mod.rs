@@ -1,10 +1,9 @@
 //! containerd's Task service, versions 2 and 3, whose messages are the same.
 
 mod options;
-mod stats;
+pub(crate) mod stats;
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,7 +20,7 @@ use ttrpc::r#async::{Service, TtrpcContext};
 
 use crate::cgroup;
 use crate::clock;
-use crate::container::{CreateRequest, Freezer, Phase, Process, TaskError, Tasks};
+use crate::container::{CreateRequest, Freezer, Phase, Process, TaskError, Tasks, complete};
 use crate::daemon::Ending;
 use crate::events::{Exit, any};
 use crate::io::Stdio;
@@ -54,16 +53,6 @@ impl TaskService {
             services.insert(VERSION_2.to_owned(), same);
         }
         services
-    }
-}
-
-/// Does the work of a call to its end, even when the caller has gone away: what is half done could not be undone.
-async fn complete<T: Send + 'static>(
-    work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
-) -> ttrpc::Result<T> {
-    match tokio::spawn(work).await {
-        Ok(done) => Ok(done?),
-        Err(error) => Err(TaskError::failed(error).into()),
     }
 }
 
@@ -225,7 +214,8 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if self.tasks.is_empty() {
+        // A sandbox has an end of its own.
+        if self.tasks.is_empty() && self.tasks.pod().files().is_none() {
             // Before containerd has its answer: with that it closes the connection, and calls `delete`.
             self.ending.begin();
         }

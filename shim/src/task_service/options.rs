@@ -8,6 +8,12 @@ use crate::container::TaskError;
 /// The options that a runtime of any kind takes (containerd's `api/types/runtimeoptions/v1`).
 const GENERIC: &str = "runtimeoptions.v1.Options";
 
+/// The options in which containerd 2.x tells where the tasks of a pod are that the Sandbox API has made, whatever the
+/// runtime. They are runc's own (`api/types/runc/options/oci.proto`).
+const ENDPOINT: &str = "containerd.runc.v1.Options";
+/// The fields of these that say it, `task_api_address` and `task_api_version`: it is the shim that is asked.
+const ENDPOINT_FIELDS: [u32; 2] = [12, 13];
+
 /// What [`GENERIC`] options say.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct RuntimeOptions {
@@ -43,6 +49,9 @@ impl RuntimeOptions {
         if name.is_empty() && options.value.is_empty() {
             return Ok(Self::default());
         }
+        if name == ENDPOINT && has_only(&options.value, &ENDPOINT_FIELDS).unwrap_or(false) {
+            return Ok(Self::default());
+        }
         if name != GENERIC {
             return Err(OptionsError::Type(options.type_url.clone()));
         }
@@ -75,6 +84,18 @@ impl RuntimeOptions {
         }
         Ok(decoded)
     }
+}
+
+/// Whether a message has these fields and no others.
+fn has_only(bytes: &[u8], fields: &[u32]) -> protobuf::Result<bool> {
+    let mut input = CodedInputStream::from_bytes(bytes);
+    while let Some(tag) = input.read_raw_tag_or_eof()? {
+        match protobuf::rt::WireType::new(tag & 7) {
+            Some(kind) if fields.contains(&(tag >> 3)) => input.skip_field(kind)?,
+            _ => return Ok(false),
+        }
+    }
+    Ok(!bytes.is_empty())
 }
 
 /// Checks the options of a create call. What they say was taken when the shim started.
@@ -113,6 +134,17 @@ mod tests {
         assert!(
             RuntimeOptions::read(&options).unwrap_err().to_string().contains("containerd.runc.v1.Options")
         );
+    }
+
+    #[test]
+    fn the_address_of_the_pods_tasks_is_taken_from_containerd_and_nothing_else_of_runcs() {
+        // 12: "ttrpc+unix:///s", 13: 2
+        let value = b"\x62\x0fttrpc+unix:///s\x68\x02".to_vec();
+        let mut options = Any { type_url: ENDPOINT.into(), value, ..Default::default() };
+        assert_eq!(RuntimeOptions::read(&options), Ok(RuntimeOptions::default()));
+        // 9: true
+        options.value.extend(b"\x48\x01");
+        assert!(matches!(RuntimeOptions::read(&options), Err(OptionsError::Type(_))));
     }
 
     #[test]

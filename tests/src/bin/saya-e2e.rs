@@ -26,6 +26,9 @@ struct Options {
     /// Only the tests of pods, which go by CRI.
     #[arg(long)]
     pods: bool,
+    /// CRI's runtime handler for pods, instead of the usual one of the runtime.
+    #[arg(long)]
+    handler: Option<String>,
     /// Where the verdict is written as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -55,8 +58,16 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(file) = &options.meet_in {
         return e2e::mapping::meet_in(file).map(|()| ExitCode::SUCCESS);
     }
+    let selection = runner::Selection {
+        runtime: options.runtime,
+        shard: options.shard,
+        only: options.only,
+        pods: options.pods,
+        handler: options.handler,
+        long: options.long,
+    };
     if let Some(name) = &options.run {
-        return Ok(match runner::run_here(name, &options.runtime, options.long)? {
+        return Ok(match runner::run_here(name, &selection)? {
             Outcome::Passed => ExitCode::SUCCESS,
             Outcome::Skipped(reason) => {
                 eprintln!("{reason}");
@@ -64,13 +75,6 @@ fn main() -> anyhow::Result<ExitCode> {
             }
         });
     }
-    let selection = runner::Selection {
-        runtime: options.runtime,
-        shard: options.shard,
-        only: options.only,
-        pods: options.pods,
-        long: options.long,
-    };
     let verdict = runner::run(&selection)?;
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&verdict)?;

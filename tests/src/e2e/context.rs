@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Context {
     /// containerd's name of the runtime.
     pub runtime: String,
+    /// CRI's runtime handler for pods, where it is not the usual one of the runtime.
+    pub handler: Option<String>,
     /// Empty at the test's beginning, removed after its end.
     pub scratch: PathBuf,
     /// Whether the long form of a test is wanted.

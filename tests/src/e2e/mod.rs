@@ -24,6 +24,7 @@ mod pseudo_terminal;
 mod resources;
 mod restart;
 pub mod runner;
+mod sandbox_service;
 mod scarcity;
 mod silent_guest;
 mod stdio;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Test> {
         filesystem::TESTS,
         network::TESTS,
         pods::TESTS,
+        sandbox_service::TESTS,
         mounts::TESTS,
         exec::TESTS,
         events::TESTS,

@@ -36,6 +36,8 @@ pub struct Selection {
     pub only: String,
     /// Only the tests of pods, which go by CRI.
     pub pods: bool,
+    /// CRI's runtime handler for pods, where it is not the usual one of the runtime.
+    pub handler: Option<String>,
     /// Whether tests that have a long form run in it.
     pub long: bool,
 }
@@ -135,6 +137,7 @@ fn run_in_process(name: &str, selection: &Selection) -> anyhow::Result<Outcome> 
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--runtime", &selection.runtime, "--run", name])
         .args(selection.long.then_some("--long"))
+        .args(selection.handler.iter().flat_map(|handler| ["--handler", handler]))
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -188,14 +191,19 @@ impl Deadline {
 ///
 /// # Errors
 /// What the test found wrong.
-pub fn run_here(name: &str, runtime: &str, long: bool) -> anyhow::Result<Outcome> {
+pub fn run_here(name: &str, selection: &Selection) -> anyhow::Result<Outcome> {
     let test = super::all()
         .into_iter()
         .find(|test| test.name == name)
         .with_context(|| format!("no test {name:?}"))?;
     let scratch = PathBuf::from(format!("/tmp/saya-e2e-{}", std::process::id()));
     fs::create_dir_all(&scratch)?;
-    let outcome = (test.check)(&Context { runtime: runtime.to_owned(), scratch: scratch.clone(), long });
+    let outcome = (test.check)(&Context {
+        runtime: selection.runtime.clone(),
+        handler: selection.handler.clone(),
+        scratch: scratch.clone(),
+        long: selection.long,
+    });
     let removed = fs::remove_dir_all(&scratch);
     match outcome {
         Ok(()) => {

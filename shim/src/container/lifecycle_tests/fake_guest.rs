@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use saya_agent_api::agent::{
-    ContainerRequest, CreateContainerRequest, CreateProcessRequest, CreateResponse, Empty, GuestProcess,
-    ListProcessesResponse, ProcessRequest, ReleaseSharePathRequest, SignalProcessRequest, Streams,
-    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
+    ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateProcessRequest, CreateResponse,
+    Empty, GuestProcess, ListProcessesResponse, ProcessRequest, ReleaseSharePathRequest,
+    SignalProcessRequest, Streams, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use saya_agent_api::service::{Agent, create_agent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -171,6 +171,13 @@ impl FakeGuest {
         Ok(CreateResponse { pid, unknown_fields, ..Default::default() })
     }
 
+    /// Has a container's first process end by itself.
+    pub(super) fn end(&self, container: &str, status: u32) {
+        let name = ProcessRequest { container_id: container.to_owned(), ..Default::default() };
+        let ended = WaitProcessResponse { exit_status: status, ..Default::default() };
+        self.end_of(&name).unwrap().send_replace(Some(ended));
+    }
+
     fn end_of(&self, request: &ProcessRequest) -> ttrpc::Result<watch::Sender<Option<WaitProcessResponse>>> {
         let state = self.inner.lock().unwrap();
         match state.processes.get(&(request.container_id.clone(), request.exec_id.clone())) {
@@ -316,6 +323,16 @@ impl Agent for FakeGuest {
         self.consider("resume").await;
         self.note("resume", &request.container_id);
         Ok(Empty::default())
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        _: ContainerRequest,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        let files = [("memory.current", "4096\n"), ("cpu.stat", "usage_usec 7\nuser_usec 5\n")];
+        let files = files.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        Ok(ContainerStatsResponse { files, ..Default::default() })
     }
 
     async fn wait_out_of_memory(

@@ -2,6 +2,7 @@
 
 mod fake_guest;
 mod hostile_guest;
+mod sandbox;
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use crate::io::Stdio;
 use crate::pod::Pod;
 use crate::pod::agent::{Agent, VsockAddress};
 use crate::pod::directory::PodDirectory;
+use crate::pod::files::PodFiles;
 use crate::pod::timeline::Recorder;
 use crate::pod::vm::Vm;
 use fake_guest::FakeGuest;
@@ -53,6 +55,16 @@ impl Fixture {
 
     /// One whose shim waits for the guest as long as `patience`.
     async fn with_patience(arguments: serde_json::Value, patience: Duration) -> Self {
+        Self::of_pod("c1", arguments, patience, None).await
+    }
+
+    /// One of the pod `id`, with these files where the Sandbox API has made it.
+    async fn of_pod(
+        id: &str,
+        arguments: serde_json::Value,
+        patience: Duration,
+        files: Option<PodFiles>,
+    ) -> Self {
         let root = tempfile::tempdir().unwrap();
         let bundle = root.path().join("bundle");
         fs::create_dir_all(bundle.join("rootfs/bin")).unwrap();
@@ -65,13 +77,13 @@ impl Fixture {
         });
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
 
-        let directory = PodDirectory::below(&root.path().join("state"), "default", "c1");
+        let directory = PodDirectory::below(&root.path().join("state"), "default", id);
         directory.create().unwrap();
         let guest = FakeGuest::default();
         guest.serve(directory.listen_vsock().unwrap(), &root.path().join("calls")).await;
         let agent = Agent::connect(VsockAddress::new(directory.open().unwrap(), patience)).await.unwrap();
-        let pod =
-            Arc::new(Pod::with_vm("c1", directory, Vm::ready_with(agent), Arc::new(Recorder::default())));
+        let recorder = Arc::new(Recorder::default());
+        let pod = Arc::new(Pod::with_vm(id, directory, Vm::ready_with(agent), recorder, files));
         let events = Collected::default();
         let publisher = Publisher::start_with(events.clone(), "default");
         let tasks = Tasks::new("default", pod.clone(), publisher);

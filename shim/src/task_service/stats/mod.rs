@@ -5,7 +5,7 @@
 
 mod version1;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
@@ -22,9 +22,29 @@ const ENTRIES_MAX: usize = 64;
 ///
 /// # Errors
 /// A message that cannot be encoded.
-pub(super) fn message(files: &HashMap<String, String>, host_is_unified: bool) -> protobuf::Result<Any> {
+pub(crate) fn message(files: &HashMap<String, String>, host_is_unified: bool) -> protobuf::Result<Any> {
     let metrics = metrics(files);
     if host_is_unified { any(&metrics) } else { any(&version1::metrics(&metrics)) }
+}
+
+/// The files whose numbers can be added up: one number, or lines of a key and a number.
+const SUMMABLE: [&str; 6] =
+    ["cpu.stat", "memory.current", "memory.swap.current", "memory.stat", "memory.events", "pids.current"];
+
+/// The files of several cgroups as one that has them all below it would have them.
+pub(crate) fn sum(cgroups: &[HashMap<String, String>]) -> HashMap<String, String> {
+    let sum_of = |name: &str| {
+        let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+        for line in cgroups.iter().filter_map(|files| files.get(name)).flat_map(|text| text.lines()) {
+            let (key, number) = line.split_once(' ').unwrap_or(("", line));
+            let sum = sums.entry(key).or_default();
+            *sum = sum.saturating_add(number.trim().parse().unwrap_or(0));
+        }
+        let lines: Vec<_> =
+            sums.iter().map(|(key, sum)| format!("{key} {sum}").trim_start().to_owned()).collect();
+        lines.join("\n")
+    };
+    SUMMABLE.into_iter().map(|name| (name.to_owned(), sum_of(name))).collect()
 }
 
 /// The metrics that the files say.

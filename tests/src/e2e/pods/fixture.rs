@@ -25,13 +25,18 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// A node: containerd's CRI plugin with the runtime under test.
 pub(super) struct Node<'a> {
     pub(super) cri: Cri,
-    pub(super) handler: &'static str,
+    pub(super) handler: &'a str,
     context: &'a Context,
 }
 
 impl<'a> Node<'a> {
     pub(super) fn new(context: &'a Context) -> anyhow::Result<Self> {
-        let handler = if context.is_control() { "runc" } else { "kata" };
+        let usual = if context.is_control() { "runc" } else { "kata" };
+        Self::with_handler(context, context.handler.as_deref().unwrap_or(usual))
+    }
+
+    /// One whose pods have this runtime handler.
+    pub(super) fn with_handler(context: &'a Context, handler: &'a str) -> anyhow::Result<Self> {
         Ok(Self { cri: Cri::connect()?, handler, context })
     }
 

@@ -5,6 +5,7 @@ mod kubelet;
 mod lifecycle;
 mod processes;
 mod recovery;
+mod sandbox_api;
 mod scenarios;
 mod security;
 mod sharing;
@@ -31,6 +32,7 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "probes_and_restarts_are_as_a_kubelet_drives_them", check: kubelet::probes_and_restarts },
     Test { name: "a_network_that_is_half_made_leaves_nothing", check: kubelet::half_made_network },
     Test { name: "a_limit_below_what_a_container_needs_is_told_in_one_error", check: kubelet::too_small },
+    Test { name: "a_pod_may_be_made_without_a_container_that_makes_it", check: sandbox_api::pod },
     Test { name: "redis_and_its_client_in_one_pod", check: scenarios::redis },
     Test { name: "nginx_answers_behind_a_port_of_the_host", check: scenarios::web },
     Test { name: "pods_one_after_another_leave_nothing", check: scenarios::one_after_another },

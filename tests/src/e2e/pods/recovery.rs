@@ -39,7 +39,7 @@ pub(super) fn recovers(context: &Context) -> anyhow::Result<()> {
     ensure!(pod.log("ticking")?.contains(" stdout F asked\n"), "it was not asked");
 
     let last = pod.start("last", &["sleep", "3600"])?;
-    kill_process(process_of(&pod.id)?, Signal::KILL)?;
+    kill_process(process_of(&pod.id, &last)?, Signal::KILL)?;
     eventually("the pod is known as dead", || Ok(pod.cri.pod_status(&pod.id)?.state != SANDBOX_READY))?;
     if !context.is_control() {
         eventually("so is its container", || Ok(pod.cri.status(&last)?.state == CONTAINER_EXITED))?;
@@ -52,10 +52,12 @@ pub(super) fn recovers(context: &Context) -> anyhow::Result<()> {
     next.remove()
 }
 
-/// The process by which containerd knows a pod: its virtual machine's.
-fn process_of(pod: &str) -> anyhow::Result<Pid> {
+/// The process by which containerd knows a pod, which is its virtual machine's: that of its sandbox where that is a task,
+/// and of a container of it.
+fn process_of(pod: &str, container: &str) -> anyhow::Result<Pid> {
     let list = ctr(["--namespace", "k8s.io", "task", "ls"])?;
-    let mut lines = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let pid = lines.find(|words| words.first() == Some(&pod)).and_then(|words| words.get(1)?.parse().ok());
-    pid.and_then(Pid::from_raw).with_context(|| format!("no task {pod} in {list}"))
+    let lines: Vec<_> = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    let of = |id| lines.iter().find(|words| words.first() == Some(&id));
+    let pid = of(pod).or_else(|| of(container)).and_then(|words| words.get(1)?.parse().ok());
+    pid.and_then(Pid::from_raw).with_context(|| format!("no task of pod {pod} in {list}"))
 }

@@ -98,7 +98,7 @@ pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn with_namespaces(options: NamespaceOption) -> LinuxPodSandboxConfig {
+pub(super) fn with_namespaces(options: NamespaceOption) -> LinuxPodSandboxConfig {
     LinuxPodSandboxConfig {
         security_context: Some(LinuxSandboxSecurityContext {
             namespace_options: Some(options),
