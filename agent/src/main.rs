@@ -8,6 +8,7 @@
 
 mod boot;
 mod container;
+mod devices;
 mod error;
 mod forward;
 mod kernel_log;

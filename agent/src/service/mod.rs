@@ -8,16 +8,18 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rustix::termios::{Winsize, tcsetwinsize};
 use saya_agent_api::agent::{
-    ConfigureNetworkRequest, ConfigureSandboxRequest, ContainerRequest, ContainerStatsResponse,
-    CreateContainerRequest, CreateProcessRequest, CreateResponse, Empty, GuestProcess, ListProcessesResponse,
-    ProcessRequest, ReleaseSharePathRequest, ResizeTerminalRequest, SignalProcessRequest,
-    UpdateContainerRequest, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
+    AttachDeviceRequest, AttachDeviceResponse, ConfigureNetworkRequest, ConfigureSandboxRequest,
+    ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateProcessRequest, CreateResponse,
+    DetachDeviceRequest, Empty, GuestProcess, ListProcessesResponse, ProcessRequest, ReleaseSharePathRequest,
+    ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest, WaitOutOfMemoryRequest,
+    WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use saya_agent_api::service::Agent;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::container::check_id;
 use crate::container::plan::{self, ContainerPlan, ProcessPlan};
+use crate::devices;
 use crate::error::{Action, Error, Result, SpecError};
 use crate::network;
 use crate::power;
@@ -133,6 +135,22 @@ impl Agent for Service {
         request: ConfigureNetworkRequest,
     ) -> ttrpc::Result<Empty> {
         empty(network::configure(&request))
+    }
+
+    async fn attach_device(
+        &self,
+        _context: &TtrpcContext,
+        request: AttachDeviceRequest,
+    ) -> ttrpc::Result<AttachDeviceResponse> {
+        Ok(devices::attach(&request)?)
+    }
+
+    async fn detach_device(
+        &self,
+        _context: &TtrpcContext,
+        request: DetachDeviceRequest,
+    ) -> ttrpc::Result<Empty> {
+        empty(devices::detach(request.slot))
     }
 
     async fn create_container(

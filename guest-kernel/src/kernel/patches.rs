@@ -5,6 +5,7 @@ pub(super) const ALL: &[(&str, &str)] = &[
     ("fuse-submount-nosec.patch", include_str!("../../patches/fuse-submount-nosec.patch")),
     ("pvh-without-xen.patch", include_str!("../../patches/pvh-without-xen.patch")),
     ("scattered-features-once.patch", include_str!("../../patches/scattered-features-once.patch")),
+    ("virtio-mmio-new-device.patch", include_str!("../../patches/virtio-mmio-new-device.patch")),
 ];
 
 #[cfg(test)]

@@ -89,6 +89,7 @@ impl Tasks {
         let places = self.pod().directory().container(&request.id);
         let created = self.create_with(&request, &spec, translation, places.clone(), reservation).await;
         if created.is_err() {
+            self.release_devices(&request.id).await;
             self.remove_files(&request.id, &places).await;
         }
         created
@@ -102,7 +103,7 @@ impl Tasks {
         places: ContainerPlaces,
         reservation: Reservation,
     ) -> Result<u32, TaskError> {
-        let Translation { mut guest, volumes, hooks, root, network_namespace } = translation;
+        let Translation { mut guest, volumes, block_devices, hooks, root, network_namespace } = translation;
         self.check_network(network_namespace.as_deref())?;
         if lay_out(&places, root_mounts(&request.rootfs), root).await? == Access::ReadOnly {
             // The guest would collect writes and learn too late that there is no place for them.
@@ -116,6 +117,7 @@ impl Tasks {
         let ends = HostEnds::open(&request.stdio, &request.id, self.namespace()).await?;
         let pid = self.pod().host_pid();
         let agent = self.agent().await?;
+        self.attach_devices(&request.id, &block_devices, &mut guest, &agent).await?;
         hooks::run(&hooks.create, &hooks::state(&request.id, &request.bundle, "creating", pid))
             .await
             .map_err(TaskError::failed)?;

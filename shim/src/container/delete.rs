@@ -42,6 +42,7 @@ impl Tasks {
         if let Some(agent) = &agent {
             self.forget(agent, &container.init).await;
         }
+        self.release_devices(&container.id).await;
         container.end_watchers();
         container.init.close_io();
         let removed = self.remove_files(&container.id, &container.places).await;

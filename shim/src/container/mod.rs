@@ -3,6 +3,7 @@
 mod control;
 mod create;
 mod delete;
+mod devices;
 mod error;
 mod exit;
 mod hooks;

@@ -1,8 +1,10 @@
 //! A pod: one virtual machine, its directory on the host, and what its containers share.
 
 pub(crate) mod agent;
+pub(crate) mod block_devices;
 pub(crate) mod directory;
 pub(crate) mod files;
+pub(crate) mod hot_plug;
 mod loopback;
 pub(crate) mod process;
 pub(crate) mod record;
@@ -24,6 +26,7 @@ use crate::sizing::{self, SizeError};
 use crate::spec::namespaces::{self, PodSandbox};
 use crate::spec::{Document, DocumentError};
 use agent::Agent;
+use block_devices::BlockDevices;
 use directory::PodDirectory;
 use files::PodFiles;
 use record::{Process, Record};
@@ -78,6 +81,7 @@ pub(crate) struct Pod {
     id: String,
     directory: PodDirectory,
     volumes: Arc<Volumes>,
+    block_devices: BlockDevices,
     timeline: Arc<Recorder>,
     sandbox: Mutex<Option<PodSandbox>>,
     host: Mutex<HostParts>,
@@ -120,6 +124,7 @@ impl Pod {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             volumes: Arc::new(Volumes::new(directory.clone())),
+            block_devices: BlockDevices::default(),
             directory,
             timeline,
             sandbox: Mutex::new(None),
@@ -178,6 +183,11 @@ impl Pod {
     /// The pod's volumes.
     pub(crate) fn volumes(&self) -> &Arc<Volumes> {
         &self.volumes
+    }
+
+    /// The host's block devices that the guest has.
+    pub(crate) fn block_devices(&self) -> &BlockDevices {
+        &self.block_devices
     }
 
     /// The pod's timeline.

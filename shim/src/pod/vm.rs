@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::agent::{Agent, VsockAddress, no_timeout, read_line};
 use super::directory::PodDirectory;
+use super::hot_plug::HotPlug;
 use super::process::{self, Diagnostics};
 use super::timeline::Recorder;
 use crate::cgroup;
@@ -100,6 +101,7 @@ pub(crate) enum VmError {
 pub(crate) struct Vm {
     pid: u32,
     state: watch::Receiver<VmState>,
+    hot_plug: HotPlug,
     stop: mpsc::Sender<String>,
 }
 
@@ -173,12 +175,14 @@ impl Vm {
             network.configuration.clone()
         });
         control.set_nonblocking(true).map_err(VmError::Spawn)?;
-        let control = register(control).map_err(VmError::Spawn)?;
+        let control = Arc::new(register(control).map_err(VmError::Spawn)?);
+        let hot_plug = HotPlug::new(Arc::clone(&control));
 
         let (state_sender, state) = watch::channel(VmState::Booting);
         let (stop, stop_receiver) = mpsc::channel(4);
         let supervisor = Supervisor {
             control,
+            hot_plug: hot_plug.clone(),
             diagnostics,
             state: state_sender,
             stop: stop.clone(),
@@ -188,7 +192,7 @@ impl Vm {
             timeline,
         };
         tokio::spawn(supervisor.run(child, stop_receiver));
-        Ok(Self { pid, state, stop })
+        Ok(Self { pid, state, hot_plug, stop })
     }
 
     /// A VM without a VMM whose agent is ready; it has stopped once it is told to.
@@ -202,12 +206,19 @@ impl Vm {
                 sender.send_replace(VmState::Stopped(Arc::new(report)));
             }
         });
-        Self { pid: std::process::id(), state, stop }
+        let (control, _) = control::pair().unwrap();
+        let hot_plug = HotPlug::new(Arc::new(register(control).unwrap()));
+        Self { pid: std::process::id(), state, hot_plug, stop }
     }
 
     /// The VMM's pid.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// What gives the guest devices while it runs.
+    pub(crate) fn hot_plug(&self) -> &HotPlug {
+        &self.hot_plug
     }
 
     /// Waits until the agent is ready.
@@ -264,7 +275,8 @@ fn taps(interfaces: &[PodInterface]) -> impl Iterator<Item = (FileRole, Borrowed
 
 /// Follows a VM from its boot to its end.
 struct Supervisor {
-    control: AsyncFd<ShimEnd>,
+    control: Arc<AsyncFd<ShimEnd>>,
+    hot_plug: HotPlug,
     diagnostics: Diagnostics,
     state: watch::Sender<VmState>,
     stop: mpsc::Sender<String>,
@@ -304,6 +316,7 @@ impl Supervisor {
                 console: String::new(),
             },
         };
+        self.hot_plug.stopped();
         tracing::info!(reason = %report.reason, "the virtual machine has stopped");
         self.state.send_replace(VmState::Stopped(Arc::new(report)));
     }
@@ -349,6 +362,9 @@ impl Supervisor {
                 }
                 Event::Stopped { reason, console } => {
                     return Some(StopReport { reason: in_words(reason), console });
+                }
+                answer @ (Event::Attached(_) | Event::Detached | Event::Refused { .. }) => {
+                    self.hot_plug.answered(answer);
                 }
                 Event::Counters(_) => {}
             }

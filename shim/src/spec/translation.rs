@@ -7,7 +7,7 @@ use saya_agent_api::{PRIVATE_SHARE, SHARE_PATH};
 use serde_json::{Value, json};
 
 use super::annotations::{self, UnknownAnnotation};
-use super::devices::{self, DeviceError};
+use super::devices::{self, DeviceError, HostBlockDevice};
 use super::hooks::{self, HookError, HostHooks};
 use super::mounts::{self, MountError, SourceKind, Volume};
 use super::namespaces::{self, NamespaceError, PodSandbox};
@@ -33,6 +33,8 @@ pub(crate) struct Translation {
     pub(crate) guest: Value,
     /// The paths of the host that the guest needs.
     pub(crate) volumes: Vec<Volume>,
+    /// The block devices of the host that the guest is to be given.
+    pub(crate) block_devices: Vec<HostBlockDevice>,
     /// The hooks that the shim runs.
     pub(crate) hooks: HostHooks,
     /// The pod's network namespace, where the spec names one.
@@ -56,7 +58,7 @@ pub(crate) enum TranslationError {
     /// A mount that the guest cannot have.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// A device that the guest does not have.
+    /// A device that the guest cannot have.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A hook that is not of the spec's form.
@@ -91,7 +93,8 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
 
     let network_namespace = namespaces::translate(&mut guest, context.sandbox)?;
     let volumes = mounts::translate(&mut guest, context.bundle, context.inspect)?;
-    devices::check(&guest)?;
+    let block_devices = devices::host_block_devices(&guest)?;
+    devices::remove_host_rules(&mut guest, &block_devices);
     let hooks = hooks::split(&mut guest)?;
 
     if let Some(root) = guest.get_mut("root").and_then(Value::as_object_mut) {
@@ -101,7 +104,7 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     let linux = linux.as_object_mut().ok_or(TranslationError::Linux)?;
     check_cgroup(linux.get("cgroupsPath"))?;
     linux.insert("cgroupsPath".into(), json!(format!("/{}", context.container)));
-    Ok(Translation { guest: Value::Object(guest), volumes, hooks, network_namespace, root })
+    Ok(Translation { guest: Value::Object(guest), volumes, block_devices, hooks, network_namespace, root })
 }
 
 /// Where the guest finds a container's root file system.

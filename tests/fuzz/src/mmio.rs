@@ -1,7 +1,7 @@
 //! A virtio device behind its registers, with rings of any content in 16 MiB of guest memory, served by the code that
 //! serves a guest.
 //!
-//! Devices with threads of their own (fs, vsock, net) are given a moment after each notification.
+//! Devices with threads of their own (fs, vsock, net, blk) are given a moment after each notification.
 //!
 //! The first byte chooses the device, and each step has a byte before it: write a register (index, value), write memory
 //! (address, block), set a queue up as a driver would (number, size, three addresses), notify and serve.
@@ -17,14 +17,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use saya_vmm::bus::BusDevice;
 use saya_vmm::devices::virtio::VirtioDevice;
 use saya_vmm::devices::virtio::balloon::Balloon;
+use saya_vmm::devices::virtio::blk::{Blk, BlkConfig};
 use saya_vmm::devices::virtio::fs::Fs;
 use saya_vmm::devices::virtio::mmio::{MmioTransport, RegisterMemory};
-use saya_vmm::devices::virtio::net::{Net, NetConfig, NetThreads, Offloads, Tap};
+use saya_vmm::devices::virtio::net::{Net, NetConfig, Offloads, Tap};
 use saya_vmm::devices::virtio::rng::Rng;
+use saya_vmm::devices::virtio::task_threads::TaskThreads;
 use saya_vmm::devices::virtio::vsock::{UnixSocketConnector, Vsock, VsockConfig};
 use saya_vmm::event_loop::{EventFlags, EventLoop, Handler};
 use saya_vmm::fs::DescriptorBudget;
-use saya_vmm::jail::Confinement;
+use saya_vmm::jail::{Confinement, Role};
 use saya_vmm::memory::{self, GuestMemory};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
@@ -87,9 +89,19 @@ impl Tap for Loop {
 fn net() -> Net {
     let socket = UnixDatagram::unbound().expect("a socket");
     socket.set_nonblocking(true).expect("a socket");
-    let threads = NetThreads::start(1, &Confinement::none()).expect("a thread");
+    let threads = TaskThreads::start(Role::Net, 1, &Confinement::none()).expect("a thread");
     let taps: Vec<Box<dyn Tap>> = vec![Box::new(Loop(socket))];
     Net::new(NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, taps, threads }).expect("the net device")
+}
+
+/// A device of 64 sectors that the guest may write.
+fn blk(directory: &Path) -> Blk {
+    let path = directory.join("disk");
+    std::fs::write(&path, [7; 64 * 512]).expect("a file");
+    let file = std::fs::File::options().read(true).write(true).open(&path).expect("a file").into();
+    let threads = TaskThreads::start(Role::Blk, 1, &Confinement::none()).expect("a thread");
+    let config = BlkConfig { file, sectors: 64, block_size: 512, read_only: false, id: "x".into(), threads };
+    Blk::new(config).expect("the blk device")
 }
 
 struct Machine {
@@ -113,12 +125,13 @@ impl Machine {
         let memory = MEMORY.clone();
         memory::discard(&memory, GuestAddress(0), MEMORY_MIB << 20).expect("empty memory");
         let files = tempfile::tempdir().expect("a directory");
-        let device: Box<dyn VirtioDevice> = match input.byte()? % 5 {
+        let device: Box<dyn VirtioDevice> = match input.byte()? % 6 {
             0 => Box::new(Rng::new(event_loop.clone())),
             1 => Box::new(Balloon::new(event_loop.clone())),
             2 => Box::new(shared(files.path())),
             3 => Box::new(vsock(files.path())),
-            _ => Box::new(net()),
+            4 => Box::new(net()),
+            _ => Box::new(blk(files.path())),
         };
         let registers = RegisterMemory::new(1).expect("registers").file(0)?;
         let transport = MmioTransport::new(device, memory.clone(), registers).expect("eventfds");

@@ -269,6 +269,18 @@ pub struct Mount {
     pub propagation: i32,
 }
 
+/// A device of the host's in a container.
+#[derive(Clone, PartialEq, Message)]
+pub struct Device {
+    #[prost(string, tag = "1")]
+    pub container_path: String,
+    #[prost(string, tag = "2")]
+    pub host_path: String,
+    /// Of `r`, `w` and `m`.
+    #[prost(string, tag = "3")]
+    pub permissions: String,
+}
+
 /// What a container may do.
 #[derive(Clone, PartialEq, Message)]
 pub struct LinuxContainerSecurityContext {
@@ -347,6 +359,8 @@ pub struct ContainerConfig {
     pub envs: Vec<KeyValue>,
     #[prost(message, repeated, tag = "7")]
     pub mounts: Vec<Mount>,
+    #[prost(message, repeated, tag = "8")]
+    pub devices: Vec<Device>,
     #[prost(string, tag = "11")]
     pub log_path: String,
     #[prost(bool, tag = "12")]

@@ -15,6 +15,7 @@ mod jail;
 mod kill_matrix;
 mod leftovers;
 mod lifecycle;
+mod loop_device;
 pub mod mapping;
 mod mounts;
 mod network;

@@ -18,6 +18,15 @@ pub enum Request {
     Stop,
     /// Tell what has been counted. Answered with [`Event::Counters`].
     Counters,
+    /// Attach a device to the machine that runs. Its descriptors: a block device's file, or an interface's taps in the
+    /// order of its queue pairs. Answered with [`Event::Attached`] or [`Event::Refused`].
+    Attach(Device),
+    /// Take the device in this slot away, whatever the guest does with it. Answered with [`Event::Detached`], when its
+    /// descriptors are closed, or with [`Event::Refused`].
+    Detach {
+        /// The slot, of [`PluggedDevice`].
+        slot: u8,
+    },
 }
 
 /// The virtual machine to build.
@@ -74,6 +83,44 @@ pub struct Interface {
     pub queue_pairs: u16,
 }
 
+/// A device for a machine that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Device {
+    /// A block device.
+    Block(BlockDevice),
+    /// A network interface.
+    Interface(Interface),
+}
+
+/// A block device of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockDevice {
+    /// Its length in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Its block size in bytes.
+    pub block_size: u32,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// Its serial number; the guest sees 20 bytes of it.
+    pub id: String,
+}
+
+/// Where a device is that has come to a running machine, as the guest has to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PluggedDevice {
+    /// By which it is taken away again.
+    pub slot: u8,
+    /// The address of its virtio-mmio registers.
+    pub address: u64,
+    /// Their length in bytes.
+    pub size: u64,
+    /// Its interrupt, which all devices that have come have in common.
+    pub interrupt: u8,
+}
+
 /// What a descriptor that comes with [`Request::Boot`] is for. Each may appear once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FileRole {
@@ -116,6 +163,15 @@ pub enum Event {
     },
     /// The answer to [`Request::Counters`].
     Counters(Counters),
+    /// The answer to [`Request::Attach`]: the device is there.
+    Attached(PluggedDevice),
+    /// The answer to [`Request::Detach`]: the device is gone.
+    Detached,
+    /// The answer to [`Request::Attach`] or [`Request::Detach`]: nothing has changed.
+    Refused {
+        /// Why.
+        message: String,
+    },
 }
 
 /// Why a virtual machine stopped.

@@ -8,6 +8,10 @@
 //!  │ ◀── GuestConnected{port} + stream fd ──┤   each time the guest connects to CID 2
 //!  ├── Counters ──────────────────────────▶ │
 //!  │ ◀───────────────── Counters{exits} ────┤   one answer to each question, in order
+//!  ├── Attach{device} + its fds ────────▶ │
+//!  │ ◀─── Attached{slot, …} or Refused{…} ──┤   one answer to each, in order
+//!  ├── Detach{slot} ────────────────────▶ │
+//!  │ ◀──────────── Detached or Refused{…} ──┤   one answer to each, in order
 //!  ├── Stop ──────────────────────────────▶ │
 //!  │ ◀─────── Stopped{reason, console} ─────┤   once, the last message; then the VMM exits
 //! ```
@@ -21,5 +25,6 @@ mod message;
 
 pub use endpoint::{ControlError, Endpoint, ShimEnd, VmmEnd, pair};
 pub use message::{
-    Boot, CONSOLE_TAIL, Counters, Event, FileRole, Interface, Request, Share, StopReason, Timeline, Writers,
+    BlockDevice, Boot, CONSOLE_TAIL, Counters, Device, Event, FileRole, Interface, PluggedDevice, Request,
+    Share, StopReason, Timeline, Writers,
 };

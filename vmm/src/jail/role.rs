@@ -15,11 +15,13 @@ pub enum Role {
     Vsock,
     /// Moves frames between the guest's interfaces and the host's taps.
     Net,
+    /// Reads and writes the host's block devices for the guest.
+    Blk,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Fs, Self::Vsock, Self::Net];
+    pub const ALL: [Self; 6] = [Self::Main, Self::Vcpu, Self::Fs, Self::Vsock, Self::Net, Self::Blk];
 
     /// The name, as in reports.
     pub fn name(self) -> &'static str {
@@ -29,6 +31,7 @@ impl Role {
             Self::Fs => "fs",
             Self::Vsock => "vsock",
             Self::Net => "net",
+            Self::Blk => "blk",
         }
     }
 }

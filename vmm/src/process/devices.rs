@@ -5,16 +5,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
-use crate::control::{Event, VmmEnd, Writers};
+use crate::control::{BlockDevice, Device, Event, Interface, VmmEnd, Writers};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::blk::{Blk, BlkConfig, BlkError};
 use crate::devices::virtio::fs::Fs;
-use crate::devices::virtio::net::{KernelTap, Net, NetConfig, NetError, NetThreads, Tap};
+use crate::devices::virtio::net::{KernelTap, Net, NetConfig, NetError, Tap};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::task_threads::TaskThreads;
 use crate::devices::virtio::vsock::{Connector, Vsock, VsockConfig};
 use crate::event_loop::EventLoop;
 use crate::fs::{CachePolicy, Caching, DescriptorBudget, FsConfig, FsError};
-use crate::jail::Confinement;
+use crate::jail::{Confinement, Role};
 
 /// The most inodes that the guest may know: what a kernel with 1 GiB of memory can keep, and 250 MiB here at worst.
 const MOST_INODES: usize = 1 << 20;
@@ -70,16 +72,65 @@ pub(super) enum DeviceError {
     Net(usize, NetError),
     #[error("the network threads: {0}")]
     NetThreads(io::Error),
+    #[error("the thread for block devices: {0}")]
+    BlkThread(io::Error),
+    #[error("the block device: {0}")]
+    Blk(#[from] BlkError),
+    #[error("the device comes with {0} descriptors and needs {1}")]
+    Descriptors(usize, usize),
 }
 
-/// The devices, in the order in which the guest sees them, and their threads. The calling thread's capabilities are the
-/// threads' to begin with.
+/// Threads for devices that come while the machine runs: nobody may make any then.
+#[derive(Clone)]
+pub(super) struct LaterThreads {
+    blk: TaskThreads,
+    net: TaskThreads,
+}
+
+impl LaterThreads {
+    /// Makes a device that has come with `descriptors`.
+    pub(super) fn make(
+        &self,
+        device: Device,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+        match device {
+            Device::Block(device) => self.block(device, descriptors),
+            Device::Interface(Interface { mac, mtu, queue_pairs }) => {
+                expect(usize::from(queue_pairs), &descriptors)?;
+                let interface = InterfaceHost { mac, mtu, taps: descriptors };
+                let net = net(interface, self.net.clone()).map_err(|error| DeviceError::Net(0, error))?;
+                Ok(Box::new(net))
+            }
+        }
+    }
+
+    fn block(
+        &self,
+        device: BlockDevice,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+        expect(1, &descriptors)?;
+        let BlockDevice { sectors, block_size, read_only, id } = device;
+        let file = descriptors.into_iter().next().ok_or(DeviceError::Descriptors(0, 1))?;
+        let threads = self.blk.clone();
+        Ok(Box::new(Blk::new(BlkConfig { file, sectors, block_size, read_only, id, threads })?))
+    }
+}
+
+fn expect(needed: usize, descriptors: &[OwnedFd]) -> Result<(), DeviceError> {
+    let came = descriptors.len();
+    if came == needed { Ok(()) } else { Err(DeviceError::Descriptors(came, needed)) }
+}
+
+/// The devices, in the order in which the guest sees them, and the threads of those that may come later. The calling
+/// thread's capabilities are the threads' to begin with.
 pub(super) fn build(
     host: HostSide,
     vcpus: u32,
     event_loop: &EventLoop,
     confinement: &Confinement,
-) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+) -> Result<(Vec<Box<dyn VirtioDevice>>, LaterThreads), DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let budget = DescriptorBudget::of_this_process(u32::try_from(host.shares.len()).unwrap_or(u32::MAX));
     for share in host.shares {
@@ -93,14 +144,15 @@ pub(super) fn build(
         let config = VsockConfig { guest_cid: guest_cid.into(), listener, connector };
         devices.push(Box::new(Vsock::new(config, confinement).map_err(DeviceError::Vsock)?));
     }
-    let threads = net_threads(&host.interfaces, vcpus, confinement).map_err(DeviceError::NetThreads)?;
+    let net_threads = net_threads(&host.interfaces, vcpus, confinement).map_err(DeviceError::NetThreads)?;
     for (index, interface) in host.interfaces.into_iter().enumerate() {
-        let net = net(interface, threads.clone()).map_err(|error| DeviceError::Net(index, error))?;
+        let net = net(interface, net_threads.clone()).map_err(|error| DeviceError::Net(index, error))?;
         devices.push(Box::new(net));
     }
     devices.push(Box::new(Rng::new(event_loop.clone())));
     devices.push(Box::new(Balloon::new(event_loop.clone())));
-    Ok(devices)
+    let blk_thread = TaskThreads::start(Role::Blk, 1, confinement).map_err(DeviceError::BlkThread)?;
+    Ok((devices, LaterThreads { blk: blk_thread, net: net_threads }))
 }
 
 fn fs(
@@ -124,7 +176,7 @@ fn fs(
     Fs::new(config, budget, confinement).map_err(|error| DeviceError::Share(tag, error))
 }
 
-fn net(interface: InterfaceHost, threads: NetThreads) -> Result<Net, NetError> {
+fn net(interface: InterfaceHost, threads: TaskThreads) -> Result<Net, NetError> {
     let InterfaceHost { mac, mtu, taps } = interface;
     let open = |queue| -> Result<Box<dyn Tap>, NetError> {
         Ok(Box::new(KernelTap::new(queue).map_err(NetError::Tap)?))
@@ -138,10 +190,10 @@ fn net_threads(
     interfaces: &[InterfaceHost],
     vcpus: u32,
     confinement: &Confinement,
-) -> io::Result<NetThreads> {
+) -> io::Result<TaskThreads> {
     let pairs = interfaces.iter().map(|interface| interface.taps.len()).max().unwrap_or_default();
     let vcpus = usize::try_from(vcpus).unwrap_or(usize::MAX);
-    NetThreads::start(pairs.min(vcpus), confinement)
+    TaskThreads::start(Role::Net, pairs.min(vcpus), confinement)
 }
 
 /// Hands the guest's connections to the shim, over the control socket.

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::devices::{self, ControlConnector, HostSide, InterfaceHost, SharedDirectory, VsockHost};
+use super::devices::{
+    self, ControlConnector, HostSide, InterfaceHost, LaterThreads, SharedDirectory, VsockHost,
+};
 use super::{FAILURE, exit_status, report_panics_to, tuning, wake_on};
 use crate::clock::monotonic_ns;
 use crate::control::{
-    Boot, CONSOLE_TAIL, Counters, Event, FileRole, Interface, Request, Share, StopReason, VmmEnd,
+    Boot, CONSOLE_TAIL, Counters, Device, Event, FileRole, Interface, Request, Share, StopReason, VmmEnd,
 };
 use crate::devices::console::Console;
 use crate::event_loop::{EventFlags, EventLoop, Handler};
@@ -82,7 +84,7 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
     let shares = open_shares(boot.shares, &root, &descriptor_directory)?;
     let host = HostSide { shares, vsock, interfaces };
     let devices = devices::build(host, boot.vcpus, &event_loop, &confinement);
-    let devices = devices.map_err(|error| error.to_string())?;
+    let (devices, later_threads) = devices.map_err(|error| error.to_string())?;
     // The thread that serves files has them now.
     jail::drop_capabilities().map_err(|error| error.to_string())?;
     let config = VmConfig {
@@ -102,7 +104,9 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
     let mut timeline = vm.timeline();
     (timeline.process_start_ns, timeline.config_received_ns) = (process_start_ns, config_received_ns);
     control.send(&Event::Started(timeline), &[]).map_err(|error| error.to_string())?;
-    wait(control, &vm, &event_loop)?;
+    // Nor are threads waited for that serve what the host holds up.
+    let later_threads = ManuallyDrop::new(later_threads);
+    wait(control, &vm, LaterThreads::clone(&later_threads), &event_loop)?;
     Ok(vm.stop_reason().ok_or("the event loop ended by itself")?)
 }
 
@@ -172,10 +176,19 @@ fn receive_boot(control: &VmmEnd) -> Result<(Boot, Files), String> {
 }
 
 /// Runs the event loop until the virtual machine has stopped.
-fn wait(control: &Arc<VmmEnd>, vm: &Arc<RunningVm>, event_loop: &EventLoop) -> Result<(), String> {
+fn wait(
+    control: &Arc<VmmEnd>,
+    vm: &Arc<RunningVm>,
+    later_threads: LaterThreads,
+    event_loop: &EventLoop,
+) -> Result<(), String> {
     let outcome = vm.outcome();
-    let requests =
-        Requests { control: Arc::clone(control), vm: Arc::clone(vm), outcome: Arc::clone(&outcome) };
+    let requests = Requests {
+        control: Arc::clone(control),
+        vm: Arc::clone(vm),
+        later_threads,
+        outcome: Arc::clone(&outcome),
+    };
     let epoll = |error| format!("epoll: {error}");
     let _control = event_loop.add(control.as_fd(), EventFlags::IN, Arc::new(requests)).map_err(epoll)?;
     let _outcome = wake_on(event_loop, &outcome).map_err(epoll)?;
@@ -186,6 +199,7 @@ fn wait(control: &Arc<VmmEnd>, vm: &Arc<RunningVm>, event_loop: &EventLoop) -> R
 struct Requests {
     control: Arc<VmmEnd>,
     vm: Arc<RunningVm>,
+    later_threads: LaterThreads,
     outcome: Arc<Outcome>,
 }
 
@@ -193,6 +207,8 @@ impl Handler for Requests {
     fn ready(&self, _ready: EventFlags) {
         match self.control.receive() {
             Ok(Some((Request::Counters, _))) => self.send_counters(),
+            Ok(Some((Request::Attach(device), descriptors))) => self.attach(device, descriptors),
+            Ok(Some((Request::Detach { slot }, _))) => self.detach(slot),
             // A closed socket is the end of the shim, and with it of the VMM.
             Ok(Some((Request::Stop, _)) | None) => self.outcome.set(StopReason::Stopped),
             Ok(Some((Request::Boot(_), _))) => self.fail("a second message to boot"),
@@ -203,8 +219,27 @@ impl Handler for Requests {
 
 impl Requests {
     fn send_counters(&self) {
-        let counters = Counters { exits: self.vm.counters().by_reason() };
-        if let Err(error) = self.control.send(&Event::Counters(counters), &[]) {
+        self.answer(&Event::Counters(Counters { exits: self.vm.counters().by_reason() }));
+    }
+
+    fn attach(&self, device: Device, descriptors: Vec<OwnedFd>) {
+        let made = self.later_threads.make(device, descriptors).map_err(|error| error.to_string());
+        let attached = made.and_then(|device| self.vm.attach(device).map_err(|error| error.to_string()));
+        self.answer(&match attached {
+            Ok(place) => Event::Attached(place),
+            Err(message) => Event::Refused { message },
+        });
+    }
+
+    fn detach(&self, slot: u8) {
+        self.answer(&match self.vm.detach(slot) {
+            Ok(()) => Event::Detached,
+            Err(error) => Event::Refused { message: error.to_string() },
+        });
+    }
+
+    fn answer(&self, event: &Event) {
+        if let Err(error) = self.control.send(event, &[]) {
             self.fail(&error.to_string());
         }
     }

@@ -73,7 +73,7 @@ fn run(options: &ForegroundOptions, process_start_ns: u64) -> Result<StopReason,
     let vsock = socket.as_ref().map(SocketFile::host).transpose()?;
     let host = HostSide { shares, vsock, interfaces: Vec::new() };
     let devices = devices::build(host, options.vcpus, &event_loop, &Confinement::none());
-    let devices = devices.map_err(|error| error.to_string())?;
+    let (devices, _) = devices.map_err(|error| error.to_string())?;
     let config = VmConfig {
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,

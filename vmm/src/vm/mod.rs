@@ -1,6 +1,8 @@
 //! A virtual machine: built from its parts, then run until it stops.
 
+mod hot_plug;
 mod interrupts;
+mod wiring;
 
 use std::fs::File;
 use std::io;
@@ -9,15 +11,17 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{Builder, ScopedJoinHandle};
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub use self::hot_plug::HotPlugError;
+use self::hot_plug::{HotPlug, SLOTS};
 use self::interrupts::KvmRouter;
+use self::wiring::{Place, Wiring, WiringError};
 use crate::boot::{self, BootError, CommandLine, CommandLineError, KernelError, KernelImage, Processors};
 use crate::bus::{Bus, Overlap};
 use crate::clock::monotonic_ns;
-use crate::control::{StopReason, Timeline};
+use crate::control::{PluggedDevice, StopReason, Timeline};
 use crate::cpu::cpuid::Supported;
 use crate::cpu::thread::{Machine, StartSignal, handle_interrupt_signal};
 use crate::cpu::{CpuidError, ExitCounters, Topology, Vcpu, VcpuError, VcpuThread};
@@ -25,10 +29,7 @@ use crate::devices::console::{Console, SERIAL_PORT, SERIAL_PORTS, SerialPort};
 use crate::devices::io_apic::{IO_APIC_SIZE, IoApic};
 use crate::devices::power::{KEYBOARD_COMMAND_PORT, KeyboardController, POWER_PORT, Power};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::interrupt::USED_BUFFER;
-use crate::devices::virtio::mmio::{
-    INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY, REGISTER_FILE_SIZE, RegisterMemory,
-};
+use crate::devices::virtio::mmio::{MmioTransport, REGISTER_FILE_SIZE, RegisterFile, RegisterMemory};
 use crate::jail::{Confinement, Role};
 use crate::kvm::{self, KvmError};
 use crate::layout::{FIRST_INTERRUPT, IO_APIC, KVM_IDENTITY_MAP, KVM_TSS, LAST_INTERRUPT, VIRTIO_MMIO_BASE};
@@ -84,7 +85,7 @@ pub enum BuildError {
     #[error(transparent)]
     Overlap(#[from] Overlap),
     /// More devices than there are interrupts.
-    #[error("{count} virtio devices are too many: there are interrupts for {}", LAST_INTERRUPT - FIRST_INTERRUPT + 1)]
+    #[error("{count} virtio devices are too many: there are interrupts for {}", LAST_INTERRUPT - FIRST_INTERRUPT)]
     TooManyDevices {
         /// How many were asked for.
         count: usize,
@@ -105,6 +106,7 @@ pub struct Vm {
     vcpus: Vec<Vcpu>,
     console: Console,
     timeline: Timeline,
+    hot_plug: HotPlug,
     /// Held as long as its vCPUs run.
     vm: Arc<VmFd>,
 }
@@ -115,6 +117,7 @@ pub struct RunningVm {
     threads: Vec<VcpuThread>,
     console: Console,
     timeline: Timeline,
+    hot_plug: HotPlug,
     _vm: Arc<VmFd>,
 }
 
@@ -161,13 +164,13 @@ impl Vm {
         let (loaded, kernel_loaded_ns) = joined(loaded)?;
         joined(prepared)?;
         let loaded = loaded?;
-        let Built { vm, machine, vcpus, memory_ready_ns } = built?;
+        let Built { vm, machine, hot_plug, vcpus, memory_ready_ns } = built?;
         timeline.memory_ready_ns = memory_ready_ns;
         timeline.kernel_loaded_ns = kernel_loaded_ns;
         if let Some(first) = vcpus.first() {
             first.set_entry(loaded.entry)?;
         }
-        Ok(Self { machine: Arc::new(machine), vcpus, console, timeline, vm })
+        Ok(Self { machine: Arc::new(machine), vcpus, console, timeline, hot_plug, vm })
     }
 
     /// What tells that the virtual machine has stopped.
@@ -182,8 +185,8 @@ impl Vm {
     /// The host's refusal of a thread.
     pub fn start(self, confinement: &Confinement) -> Result<RunningVm, BuildError> {
         handle_interrupt_signal().map_err(host_error("signal handler"))?;
-        let Self { machine, vcpus, console, timeline, vm } = self;
-        let mut running = RunningVm { machine, threads: Vec::new(), console, timeline, _vm: vm };
+        let Self { machine, vcpus, console, timeline, hot_plug, vm } = self;
+        let mut running = RunningVm { machine, threads: Vec::new(), console, timeline, hot_plug, _vm: vm };
         let gone = |_| BuildError::Host { step: "vCPU thread", source: io::ErrorKind::BrokenPipe.into() };
         let (report, confined) = mpsc::channel();
         let (report_start, started) = mpsc::sync_channel(1);
@@ -245,6 +248,22 @@ impl RunningVm {
         Some(panic.unwrap_or(reason))
     }
 
+    /// Attaches a device. The guest is not told: whoever asks for it does that.
+    ///
+    /// # Errors
+    /// There is no room, or the host refuses.
+    pub fn attach(&self, device: Box<dyn VirtioDevice>) -> Result<PluggedDevice, HotPlugError> {
+        self.hot_plug.attach(device)
+    }
+
+    /// Takes the device in a slot away, whatever the guest does with it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn detach(&self, slot: u8) -> Result<(), HotPlugError> {
+        self.hot_plug.detach(slot)
+    }
+
     /// Stops the vCPUs and waits for their threads.
     pub fn stop(&mut self) {
         self.machine.stopping.store(true, Ordering::SeqCst);
@@ -260,15 +279,31 @@ impl Drop for RunningVm {
 }
 
 /// Where the virtio-mmio device with this number lies, and its interrupt.
-fn slot(index: usize) -> Option<(u64, u8)> {
+fn slot(index: usize) -> Option<Place> {
     let index = u8::try_from(index).ok()?;
     let interrupt = FIRST_INTERRUPT.checked_add(index).filter(|&interrupt| interrupt <= LAST_INTERRUPT)?;
-    Some((VIRTIO_MMIO_BASE + u64::from(index) * REGISTER_FILE_SIZE, interrupt))
+    Some(Place { address: address(index.into()), interrupt })
 }
 
-/// One input for each device, and those before the first.
+/// The address of the virtio-mmio device with this number.
+fn address(index: u64) -> u64 {
+    VIRTIO_MMIO_BASE + index * REGISTER_FILE_SIZE
+}
+
+/// Where devices that come later go: behind those that are there, all with the interrupt that follows theirs.
+fn later_slots(devices: usize, registers: &RegisterMemory) -> Result<Vec<(Place, RegisterFile)>, BuildError> {
+    let full = || BuildError::TooManyDevices { count: devices };
+    let interrupt = slot(devices).ok_or_else(full)?.interrupt;
+    let places = (devices..devices + usize::from(SLOTS)).map(|index| {
+        let address = u64::try_from(index).map(address).ok()?;
+        Some((Place { address, interrupt }, registers.file(index)?))
+    });
+    places.collect::<Option<_>>().ok_or_else(full)
+}
+
+/// One input for each device, those before the first, and one for all that come later.
 fn io_apic_inputs(devices: usize) -> Result<u8, BuildError> {
-    let inputs = u8::try_from(devices).ok().and_then(|devices| FIRST_INTERRUPT.checked_add(devices));
+    let inputs = u8::try_from(devices).ok().and_then(|devices| (FIRST_INTERRUPT + 1).checked_add(devices));
     let inputs = inputs.filter(|&inputs| inputs <= LAST_INTERRUPT + 1);
     inputs.ok_or(BuildError::TooManyDevices { count: devices })
 }
@@ -276,7 +311,8 @@ fn io_apic_inputs(devices: usize) -> Result<u8, BuildError> {
 fn command_line(config: &VmConfig, devices: usize) -> Result<CommandLine, BuildError> {
     let mut line = CommandLine::new(config.console_verbose);
     for index in 0..devices {
-        let (address, interrupt) = slot(index).ok_or(BuildError::TooManyDevices { count: devices })?;
+        let Place { address, interrupt } =
+            slot(index).ok_or(BuildError::TooManyDevices { count: devices })?;
         line.add_virtio_mmio(address, REGISTER_FILE_SIZE, interrupt);
     }
     Ok(line.finish(&config.kernel_parameters)?)
@@ -286,6 +322,7 @@ fn command_line(config: &VmConfig, devices: usize) -> Result<CommandLine, BuildE
 struct Built {
     vm: Arc<VmFd>,
     machine: Machine,
+    hot_plug: HotPlug,
     vcpus: Vec<Vcpu>,
     memory_ready_ns: u64,
 }
@@ -298,12 +335,17 @@ fn build_machine(
     console: &Console,
 ) -> Result<Built, BuildError> {
     let vm = Arc::new(create_vm(kvm)?);
-    let registers = RegisterMemory::new(devices.len()).map_err(host_error("mmap of device registers"))?;
+    let count = devices.len();
+    let registers =
+        RegisterMemory::new(count + usize::from(SLOTS)).map_err(host_error("mmap of device registers"))?;
     register_memory(&vm, memory, &registers)?;
     let memory_ready_ns = monotonic_ns();
     let inputs = processors.io_apic_inputs;
     interrupts::create_local_apics(&vm, inputs).map_err(kvm_error("KVM_CAP_SPLIT_IRQCHIP"))?;
-    let mut bus = virtio_bus(&vm, memory, devices, &registers)?;
+    let wiring = Wiring::new(Arc::clone(&vm)).map_err(host_error("eventfd"))?;
+    let mut bus = virtio_bus(&wiring, memory, devices, &registers)?;
+    let hot_plug = HotPlug::new(wiring, memory.clone(), later_slots(count, &registers)?);
+    hot_plug.insert_into(&mut bus)?;
     let io_apic = IoApic::new(inputs, Box::new(KvmRouter(Arc::clone(&vm))));
     bus.insert(IO_APIC.into(), IO_APIC_SIZE, Arc::new(Mutex::new(io_apic)))?;
 
@@ -315,7 +357,7 @@ fn build_machine(
         stopping: AtomicBool::new(false),
     };
     let vcpus = create_vcpus(kvm, &vm, processors.vcpus)?;
-    Ok(Built { vm, machine, vcpus, memory_ready_ns })
+    Ok(Built { vm, machine, hot_plug, vcpus, memory_ready_ns })
 }
 
 /// An empty VM. KVM_CREATE_VM waits for nothing that a signal could interrupt but may still return EINTR.
@@ -367,30 +409,22 @@ fn ports(console: &Console) -> Result<Bus, BuildError> {
 
 /// Puts every device behind a transport whose notifications and interrupt KVM handles.
 fn virtio_bus(
-    vm: &VmFd,
+    wiring: &Wiring,
     memory: &GuestMemory,
     devices: Vec<Box<dyn VirtioDevice>>,
     registers: &RegisterMemory,
 ) -> Result<Bus, BuildError> {
     let count = devices.len();
     let mut bus = Bus::default();
-    // Nobody reads it: KVM takes what is written to it for done.
-    let acknowledged = EventFd::new(EFD_NONBLOCK).map_err(host_error("eventfd"))?;
     for (index, device) in devices.into_iter().enumerate() {
-        let (address, interrupt) = slot(index).ok_or(BuildError::TooManyDevices { count })?;
+        let place = slot(index).ok_or(BuildError::TooManyDevices { count })?;
         let registers = registers.file(index).ok_or(BuildError::TooManyDevices { count })?;
         let transport =
             MmioTransport::new(device, memory.clone(), registers).map_err(host_error("eventfd"))?;
-        let notify = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
-        for (queue, eventfd) in (0u32..).zip(transport.notifications()) {
-            vm.register_ioevent(eventfd, &notify, queue).map_err(kvm_error("KVM_IOEVENTFD"))?;
-        }
-        // The bit for used buffers stays set, so that a driver which acknowledges it alone need not come here: it looks
-        // into its queues with every interrupt. Other reasons, and both at once, come here and are cleared.
-        let acknowledge = IoEventAddress::Mmio(address + INTERRUPT_ACK);
-        vm.register_ioevent(&acknowledged, &acknowledge, USED_BUFFER).map_err(kvm_error("KVM_IOEVENTFD"))?;
-        vm.register_irqfd(transport.interrupt().line(), interrupt.into()).map_err(kvm_error("KVM_IRQFD"))?;
-        bus.insert(address, REGISTER_FILE_SIZE, Arc::new(Mutex::new(transport)))?;
+        wiring
+            .connect(&transport, place)
+            .map_err(|WiringError(step, source)| BuildError::Kvm { step, source })?;
+        bus.insert(place.address, REGISTER_FILE_SIZE, Arc::new(Mutex::new(transport)))?;
     }
     Ok(bus)
 }

@@ -282,3 +282,83 @@ fn an_initramfs_that_does_not_fit_is_refused() {
     let error = built.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("32505856 bytes") && error.contains("`memory`"), "{error}");
 }
+
+/// A device that tells its type by its registers alone, and counts how often it was stopped.
+struct Probe(Arc<std::sync::atomic::AtomicU32>);
+
+impl VirtioDevice for Probe {
+    fn device_type(&self) -> u32 {
+        2
+    }
+
+    fn name(&self) -> &'static str {
+        "probe"
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[8]
+    }
+
+    fn features(&self) -> u64 {
+        1 << 32
+    }
+
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn activate(
+        &mut self,
+        _activation: crate::devices::virtio::Activation,
+    ) -> Result<(), crate::devices::virtio::ActivationError> {
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_slot_is_empty_until_a_device_is_attached_and_when_it_is_detached() {
+    if !kvm_is_there() {
+        return;
+    }
+    let vm = start(&[0xEB, 0xFE], &config());
+    let resets = Arc::default();
+    let probe = || Box::new(Probe(Arc::clone(&resets)));
+    let read = |address| {
+        let mut word = [0; 4];
+        vm.machine.memory.read(address, &mut word);
+        u32::from_le_bytes(word)
+    };
+    let write = |address, value: u32| vm.machine.memory.write(address, &value.to_le_bytes());
+
+    let mut places = Vec::new();
+    for slot in 0..SLOTS {
+        let address = VIRTIO_MMIO_BASE + u64::from(slot) * REGISTER_FILE_SIZE;
+        assert_eq!((read(address), read(address + 8)), (0, 0), "nobody is there");
+        assert_eq!(write(address + 0x70, 1), None);
+        places.push(vm.attach(probe()).unwrap());
+        assert_eq!((read(address), read(address + 8)), (0x7472_6976, 2));
+    }
+    assert!(matches!(vm.attach(probe()), Err(HotPlugError::Full)));
+    assert!(places.iter().all(|place| place.interrupt == places[0].interrupt), "one interrupt for all");
+
+    // A driver that has taken the device loses it, and the slot is free for another.
+    let place = places[3];
+    for status in [1, 3, 11, 15] {
+        assert_eq!(write(place.address + 0x24, 1), None);
+        assert_eq!(write(place.address + 0x20, 1), None);
+        assert_eq!(write(place.address + 0x70, status), None);
+    }
+    assert_eq!(read(place.address + 0x70), 15);
+    vm.detach(place.slot).unwrap();
+    assert_eq!(resets.load(Ordering::SeqCst), 1);
+    assert_eq!((read(place.address), read(place.address + 0x70)), (0, 0));
+    assert!(matches!(vm.detach(place.slot), Err(HotPlugError::Empty(3))));
+    assert!(matches!(vm.detach(SLOTS), Err(HotPlugError::Empty(SLOTS))));
+    assert_eq!(vm.attach(probe()).unwrap(), place);
+}

@@ -1,5 +1,6 @@
 //! Pods, as a kubelet has containerd's CRI plugin make them.
 
+mod devices;
 mod fixture;
 mod kubelet;
 mod lifecycle;
@@ -28,6 +29,10 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "exec_attach_and_port_forward_stream_as_kubectl_has_them", check: streaming::streams },
     Test { name: "a_pods_containers_have_the_rights_that_were_asked_for", check: security::rights },
     Test { name: "volumes_are_as_a_kubelet_has_prepared_them", check: volumes::kinds },
+    Test {
+        name: "a_block_device_of_the_host_is_a_containers_and_free_again_when_that_is_gone",
+        check: devices::volumes,
+    },
     Test { name: "pods_outlive_containerd_and_a_dead_one_is_known_as_dead", check: recovery::recovers },
     Test { name: "probes_and_restarts_are_as_a_kubelet_drives_them", check: kubelet::probes_and_restarts },
     Test { name: "a_network_that_is_half_made_leaves_nothing", check: kubelet::half_made_network },

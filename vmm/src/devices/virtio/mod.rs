@@ -1,6 +1,7 @@
 //! virtio devices (Virtual I/O Device specification, version 1.2, called "virtio 1.2" below).
 
 pub mod balloon;
+pub mod blk;
 pub mod chain;
 pub mod device;
 pub mod fs;
@@ -12,6 +13,7 @@ pub mod queue;
 pub mod ring;
 pub mod rng;
 mod standby;
+pub mod task_threads;
 #[cfg(test)]
 pub(crate) mod test_driver;
 #[cfg(test)]

@@ -73,6 +73,7 @@ pub fn rules(role: Role) -> impl Iterator<Item = &'static Rule> + Clone {
         Role::Fs => FS,
         Role::Vsock => VSOCK,
         Role::Net => NET,
+        Role::Blk => BLK,
     };
     COMMON.iter().chain(own)
 }
@@ -103,6 +104,10 @@ const KVM_RUN: u64 = 0xAE80;
 const KVM_GET_REGS: u64 = 0x8090_AE81;
 /// `_IOW(KVMIO, 0x6a, struct kvm_irq_routing)`, of 8 bytes.
 const KVM_SET_GSI_ROUTING: u64 = 0x4008_AE6A;
+/// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`, of 64 bytes.
+const KVM_IOEVENTFD: u64 = 0x4040_AE79;
+/// `_IOW(KVMIO, 0x76, struct kvm_irqfd)`, of 32 bytes.
+const KVM_IRQFD: u64 = 0x4020_AE76;
 /// A socket does not block (asm-generic/ioctls.h).
 const FIONBIO: u64 = 0x5421;
 /// What frames for the guest may leave undone: `_IOW('T', 208, unsigned int)` (linux/if_tun.h).
@@ -159,6 +164,14 @@ const MAIN: &[Rule] = &[
     usual(SYS_recvmsg, "the control socket: requests of the shim"),
     usual(SYS_sendmsg, "the control socket: the end of the machine, counters"),
     usual(SYS_fallocate, "balloon: guest memory goes back to the host"),
+    rarely_only(SYS_ioctl, 1, &[KVM_IOEVENTFD, KVM_IRQFD], "a device comes or goes while the machine runs"),
+    rare(SYS_eventfd2, "a device comes: its notifications and its interrupt"),
+    rarely_only(
+        SYS_ioctl,
+        1,
+        &[TUNSETOFFLOAD, TUNSETQUEUE],
+        "an interface comes or goes: what its tap can do",
+    ),
     rare(SYS_getpid, "pthread_kill"),
     rarely_only(SYS_tgkill, 2, &[libc::SIGABRT as u64], "abort"),
 ];
@@ -243,4 +256,15 @@ const NET: &[Rule] = &[
     usual(SYS_readv, "a frame from the tap"),
     usual(SYS_writev, "a frame to the tap"),
     rarely_only(SYS_ioctl, 1, &[TUNSETOFFLOAD, TUNSETQUEUE], "the control queue"),
+];
+
+/// Devices that the shim has opened. A pod need not have any.
+const BLK: &[Rule] = &[
+    usual(SYS_epoll_pwait, "queues"),
+    rare(SYS_read, "eventfds: orders to the thread"),
+    rare(SYS_epoll_ctl, "queues come and go with their driver"),
+    rare(SYS_preadv, "a request to read"),
+    rare(SYS_pwritev, "a request to write"),
+    rare(SYS_fdatasync, "a request to flush"),
+    rare(SYS_fallocate, "a request to discard or to write zeroes"),
 ];

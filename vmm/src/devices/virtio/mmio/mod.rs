@@ -92,6 +92,11 @@ impl MmioTransport {
         self.device.name()
     }
 
+    /// Stops the device, whatever its driver does.
+    pub fn shut_down(&mut self) {
+        self.reset();
+    }
+
     fn read_register(&self, offset: u64) -> u32 {
         match offset {
             registers::MAGIC_VALUE => registers::MAGIC,

@@ -85,6 +85,11 @@ impl Default for RegisterFile {
 }
 
 impl RegisterFile {
+    /// Has the guest read zeroes: there is no device.
+    pub fn clear(&self) {
+        (0..REGISTER_FILE_SIZE).step_by(4).for_each(|offset| self.store(offset, 0));
+    }
+
     /// What the guest reads at `offset`.
     pub(super) fn load(&self, offset: u64) -> u32 {
         self.word(offset).map_or(0, |word| word.load(Ordering::SeqCst))

@@ -11,10 +11,10 @@ use virtio_bindings::virtio_net::{
 
 use super::features;
 use super::tap::Tap;
-use super::threads::{Ready, Task};
 use crate::devices::virtio::Interrupt;
 use crate::devices::virtio::chain::{Chain, GuestSlices, TooShort};
 use crate::devices::virtio::ring::{Ring, RingError};
+use crate::devices::virtio::task_threads::{Ready, Task};
 use crate::memory::GuestMemory;
 
 /// The queues of a tap, of which as many are attached as the guest has said that it uses.

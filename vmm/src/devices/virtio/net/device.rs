@@ -11,9 +11,10 @@ use super::features;
 use super::queue_pair::QueuePair;
 use super::receive::Receiver;
 use super::tap::{Offloads, Tap};
-use super::threads::{MakeTask, NetThreads, Registration, Task};
+
 use super::transmit::Transmitter;
 use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::task_threads::{MakeTask, Registration, Task, TaskThreads};
 use crate::devices::virtio::{Activation, ActivationError, DeviceQueue, VirtioDevice};
 
 /// The device type (virtio 1.2, 5).
@@ -36,7 +37,7 @@ pub struct NetConfig {
     /// The queues of its tap device, one for each queue pair.
     pub taps: Vec<Box<dyn Tap>>,
     /// Where it is served.
-    pub threads: NetThreads,
+    pub threads: TaskThreads,
 }
 
 /// Why there is no interface.
@@ -60,7 +61,7 @@ pub enum NetError {
 pub struct Net {
     mtu: u16,
     taps: Taps,
-    threads: NetThreads,
+    threads: TaskThreads,
     features: u64,
     queue_sizes: Vec<u16>,
     configuration: [u8; 12],

@@ -10,12 +10,10 @@ mod features;
 mod queue_pair;
 mod receive;
 mod tap;
-mod threads;
 mod transmit;
 
 pub use device::{Net, NetConfig, NetError};
 pub use tap::{KernelTap, Offloads, Tap};
-pub use threads::NetThreads;
 
 #[cfg(test)]
 mod tests;

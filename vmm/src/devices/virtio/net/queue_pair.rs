@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::receive::Receiver;
 use super::tap::Tap;
-use super::threads::{Ready, Task};
 use super::transmit::Transmitter;
 use crate::devices::virtio::Interrupt;
 use crate::devices::virtio::ring::RingError;
+use crate::devices::virtio::task_threads::{Ready, Task};
 
 /// A queue pair at work.
 pub(super) struct QueuePair {

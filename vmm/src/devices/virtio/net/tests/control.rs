@@ -6,10 +6,11 @@ use virtio_bindings::virtio_net::{
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{EVENT_IDX, MAC, Network, frame};
-use crate::devices::virtio::net::{Net, NetConfig, NetThreads, Offloads};
+use crate::devices::virtio::net::{Net, NetConfig, Offloads};
+use crate::devices::virtio::task_threads::TaskThreads;
 use crate::devices::virtio::test_driver::{self, DriverQueue, InterruptLine, WRITE};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
-use crate::jail::Confinement;
+use crate::jail::{Confinement, Role};
 use crate::memory::GuestMemory;
 
 const CHECKSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
@@ -34,7 +35,7 @@ impl Machine {
             mac: MAC,
             mtu: 1500,
             taps,
-            threads: NetThreads::start(2, &Confinement::none()).unwrap(),
+            threads: TaskThreads::start(Role::Net, 2, &Confinement::none()).unwrap(),
         };
         let memory = test_driver::memory();
         let queues = (1..=7).map(|index| DriverQueue::new(&memory, 0x1_0000 * index, 16)).collect();

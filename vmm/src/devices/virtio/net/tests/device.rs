@@ -6,10 +6,11 @@ use virtio_bindings::virtio_net::{
 
 use super::{EVENT_IDX, MAC, MERGE, Machine, Network, frame, merged};
 use crate::devices::virtio::net::device::NetError;
-use crate::devices::virtio::net::{Net, NetConfig, NetThreads, Offloads};
+use crate::devices::virtio::net::{Net, NetConfig, Offloads};
+use crate::devices::virtio::task_threads::TaskThreads;
 use crate::devices::virtio::test_driver::{self, DriverQueue};
 use crate::devices::virtio::{ActivationError, VirtioDevice};
-use crate::jail::Confinement;
+use crate::jail::{Confinement, Role};
 
 const SEGMENTS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
 
@@ -113,7 +114,7 @@ fn a_reset_lets_go_of_the_rings_and_the_next_driver_goes_on() {
 
 #[test]
 fn interfaces_share_a_thread_and_a_broken_one_stops_no_other() {
-    let threads = NetThreads::start(1, &Confinement::none()).unwrap();
+    let threads = TaskThreads::start(Role::Net, 1, &Confinement::none()).unwrap();
     let mut broken = Machine::on(&threads).start(EVENT_IDX);
     let mut other = Machine::on(&threads).start(EVENT_IDX);
     broken.tx.set_available(1000);
@@ -146,8 +147,13 @@ fn a_driver_without_the_first_pair_is_told_so() {
 fn what_makes_no_interface_is_an_error_that_says_why() {
     let make = |mac, mtu, taps: usize| {
         let taps = (0..taps).map(|_| Network::pair().0).collect();
-        Net::new(NetConfig { mac, mtu, taps, threads: NetThreads::start(1, &Confinement::none()).unwrap() })
-            .map(|_| ())
+        Net::new(NetConfig {
+            mac,
+            mtu,
+            taps,
+            threads: TaskThreads::start(Role::Net, 1, &Confinement::none()).unwrap(),
+        })
+        .map(|_| ())
     };
     assert!(make(MAC, 1500, 1).is_ok());
     assert!(matches!(make(MAC, 1500, 0), Err(NetError::Queues(0))));
@@ -165,7 +171,7 @@ fn a_control_queue_is_offered_with_several_pairs_only() {
             mac: MAC,
             mtu: 1500,
             taps,
-            threads: NetThreads::start(2, &Confinement::none()).unwrap(),
+            threads: TaskThreads::start(Role::Net, 2, &Confinement::none()).unwrap(),
         })
         .unwrap()
     };

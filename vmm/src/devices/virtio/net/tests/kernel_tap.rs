@@ -9,8 +9,9 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TS
 
 use super::{EVENT_IDX, MERGE, Machine, merged};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::net::{KernelTap, Net, NetConfig, NetThreads, Offloads, Tap};
-use crate::jail::Confinement;
+use crate::devices::virtio::net::{KernelTap, Net, NetConfig, Offloads, Tap};
+use crate::devices::virtio::task_threads::TaskThreads;
+use crate::jail::{Confinement, Role};
 
 const NAME: &[u8] = b"tap0\0";
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
@@ -108,7 +109,7 @@ fn frames_pass_through_a_tap_of_the_kernels() {
         mac: [2, 0, 0, 0, 0, 9],
         mtu: 1500,
         taps,
-        threads: NetThreads::start(1, &Confinement::none()).unwrap(),
+        threads: TaskThreads::start(Role::Net, 1, &Confinement::none()).unwrap(),
     };
     let mut machine = Machine::new();
     machine.net = Net::new(config).unwrap();

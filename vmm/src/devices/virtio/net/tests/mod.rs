@@ -15,10 +15,11 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Net, NetConfig, NetThreads, Offloads, Tap};
+use super::{Net, NetConfig, Offloads, Tap};
+use crate::devices::virtio::task_threads::TaskThreads;
 use crate::devices::virtio::test_driver::{self, DriverQueue, InterruptLine, WRITE};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
-use crate::jail::Confinement;
+use crate::jail::{Confinement, Role};
 use crate::memory::GuestMemory;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -120,10 +121,10 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        Self::on(&NetThreads::start(1, &Confinement::none()).unwrap())
+        Self::on(&TaskThreads::start(Role::Net, 1, &Confinement::none()).unwrap())
     }
 
-    fn on(threads: &NetThreads) -> Self {
+    fn on(threads: &TaskThreads) -> Self {
         let (tap, network) = Network::pair();
         let config = NetConfig { mac: MAC, mtu: 1500, taps: vec![tap], threads: threads.clone() };
         let memory = test_driver::memory();

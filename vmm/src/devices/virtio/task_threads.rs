@@ -1,5 +1,5 @@
-//! The threads on which the queues of all interfaces of a virtual machine are served. They are there before the guest
-//! runs: who activates a device may make no threads.
+//! Threads on which the queues of all devices of a kind are served. They are there before the guest runs: who activates
+//! a device may make no threads.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,9 +12,9 @@ use std::time::Duration;
 use rustix::event::epoll::EventFlags;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::devices::virtio::Interrupt;
-use crate::devices::virtio::poller::Poller;
-use crate::devices::virtio::ring::RingError;
+use super::Interrupt;
+use super::poller::Poller;
+use super::ring::RingError;
 use crate::jail::{Confinement, Role};
 
 /// Events taken from the kernel at once.
@@ -58,9 +58,9 @@ enum Command {
     Remove(u64, Sender<()>),
 }
 
-/// The threads of a virtual machine. Clones share them; they end with the last.
+/// Threads for devices of one kind. Clones share them; they end with the last.
 #[derive(Clone)]
-pub struct NetThreads(Arc<Mutex<Vec<Thread>>>);
+pub struct TaskThreads(Arc<Mutex<Vec<Thread>>>);
 
 struct Thread {
     /// Dropped to end it.
@@ -72,35 +72,34 @@ struct Thread {
 
 /// A task on a thread. Dropping it takes the task off: when that returns, the task is gone.
 pub(super) struct Registration {
-    threads: NetThreads,
+    threads: TaskThreads,
     thread: usize,
     task: u64,
 }
 
-impl NetThreads {
-    /// As many threads as queue pairs can be at work at once: no more than the machine has vCPUs, and none for a machine
-    /// without interfaces.
+impl TaskThreads {
+    /// So many threads, for what this role does.
     ///
     /// # Errors
     /// The host's refusal of a thread.
-    pub fn start(count: usize, confinement: &Confinement) -> io::Result<Self> {
-        let threads = (0..count).map(|index| Thread::start(index, confinement));
+    pub fn start(role: Role, count: usize, confinement: &Confinement) -> io::Result<Self> {
+        let threads = (0..count).map(|index| Thread::start(role, index, confinement));
         Ok(Self(Arc::new(Mutex::new(threads.collect::<io::Result<_>>()?))))
     }
 
-    /// Serves a task on the thread for queue pairs of this number.
-    pub(super) fn add(&self, pair: usize, make_task: MakeTask) -> io::Result<Registration> {
+    /// Serves a task on the thread of this number, counted round and round.
+    pub(super) fn add(&self, number: usize, make_task: MakeTask) -> io::Result<Registration> {
         let (sender, added) = channel();
         let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = pair % threads.len().max(1);
-        let gone = || io::Error::other("the network thread has ended");
+        let index = number % threads.len().max(1);
+        let gone = || io::Error::other("the thread that serves the device has ended");
         let thread = threads.get_mut(index).ok_or_else(gone)?;
-        let number = thread.next_task;
+        let task = thread.next_task;
         thread.next_task += 1;
-        thread.tell(Command::Add(number, make_task, sender))?;
+        thread.tell(Command::Add(task, make_task, sender))?;
         drop(threads);
         added.recv().map_err(|_| gone())??;
-        Ok(Registration { threads: self.clone(), thread: index, task: number })
+        Ok(Registration { threads: self.clone(), thread: index, task })
     }
 }
 
@@ -121,31 +120,33 @@ impl Drop for Registration {
 }
 
 impl Thread {
-    fn start(index: usize, confinement: &Confinement) -> io::Result<Self> {
+    fn start(role: Role, index: usize, confinement: &Confinement) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let woken = wake.try_clone()?;
         let poller = Poller::new()?;
         poller.add(borrow(&woken), COMMANDS, EventFlags::IN)?;
         let (commands, received) = channel();
-        let name = if index == 0 { "net".to_owned() } else { format!("net{index}") };
+        let name = if index == 0 { role.to_string() } else { format!("{role}{index}") };
         let (report, confined) = sync_channel(1);
         let confinement = confinement.clone();
         let body = move || {
-            let entered = confinement.enter(Role::Net);
+            let entered = confinement.enter(role);
             let is_confined = entered.is_ok();
             // Who starts the thread waits for the answer.
             let _ = report.send(entered);
             if is_confined {
-                Loop { poller, woken, commands: received, tasks: BTreeMap::new() }.run();
+                Loop { role, poller, woken, commands: received, tasks: BTreeMap::new() }.run();
             }
         };
         let handle = std::thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(body)?;
-        confined.recv().map_err(|_| io::Error::other("the network thread has panicked"))??;
+        confined
+            .recv()
+            .map_err(|_| io::Error::other("the thread that is to serve devices has panicked"))??;
         Ok(Self { commands: Some(commands), wake, handle: Some(handle), next_task: 0 })
     }
 
     fn tell(&self, command: Command) -> io::Result<()> {
-        let gone = || io::Error::other("the network thread has ended");
+        let gone = || io::Error::other("the thread that serves the device has ended");
         self.commands.as_ref().ok_or_else(gone)?.send(command).map_err(|_| gone())?;
         self.wake.write(1)
     }
@@ -173,6 +174,7 @@ struct Entry {
 
 /// What runs on a thread.
 struct Loop {
+    role: Role,
     poller: Poller,
     woken: EventFd,
     commands: Receiver<Command>,
@@ -185,8 +187,8 @@ impl Loop {
         loop {
             let due = self.tasks.values().any(|entry| entry.is_due);
             if let Err(error) = self.poller.wait(&mut events, due.then_some(Duration::ZERO)) {
-                // Not for any reason that epoll_wait(2) names: then no interface works, and each driver hears of it.
-                eprintln!("net: epoll: {error}");
+                // Not for any reason that epoll_wait(2) names: then no device works, and each driver hears of it.
+                eprintln!("{}: epoll: {error}", self.role);
                 self.tasks.values_mut().for_each(Entry::break_device);
                 return;
             }
