@@ -85,7 +85,8 @@ impl Tasks {
         }
     }
 
-    async fn detach(&self, place: PluggedDevice, agent: Option<&Agent>) {
+    /// Takes a device away, from the guest and then from the machine.
+    pub(super) async fn detach(&self, place: PluggedDevice, agent: Option<&Agent>) {
         if let Some(agent) = agent {
             let request = DetachDeviceRequest { slot: place.slot.into(), ..Default::default() };
             if let Err(error) = agent.ask(agent.calls().detach_device(no_timeout(), &request)).await {
@@ -101,7 +102,7 @@ impl Tasks {
 }
 
 /// What the agent is told of a device.
-fn attach_request(place: PluggedDevice) -> AttachDeviceRequest {
+pub(super) fn attach_request(place: PluggedDevice) -> AttachDeviceRequest {
     AttachDeviceRequest {
         slot: place.slot.into(),
         address: place.address,

@@ -13,7 +13,6 @@ use crate::clock::wall_ns;
 use crate::events::{Event, Exit};
 use crate::identifier;
 use crate::io::{HostEnds, Stdio};
-use crate::network;
 use crate::pod::agent::{self, Agent, no_timeout};
 
 /// The status that a process has whose start failed: a shell's for what it cannot execute.
@@ -47,29 +46,12 @@ impl Tasks {
 
     async fn start_init(&self, container: &Container) -> Result<(), TaskError> {
         let agent = self.agent().await?;
-        self.refuse_late_interfaces()?;
+        self.take_later_interfaces(&container.id, &agent).await?;
         let name = agent::process(&container.id, "");
         let answer = agent.ask(agent.calls().start_process(no_timeout(), &name)).await;
         self.answer(answer).await.map_err(|error| error.context("starting the container"))?;
         self.pod().timeline().mark(|timeline| &mut timeline.container_running_ns);
         Ok(())
-    }
-
-    /// Who is given a pid instead of a namespace puts interfaces into the VMM's, which is not the guest's: the container
-    /// would run without the network that somebody meant it to have.
-    fn refuse_late_interfaces(&self) -> Result<(), TaskError> {
-        if self.pod().network_namespace().is_some() {
-            return Ok(());
-        }
-        let names = network::interfaces_of(self.pod().host_pid()).map_err(TaskError::failed)?;
-        if names.is_empty() {
-            return Ok(());
-        }
-        Err(TaskError::failed_precondition(format!(
-            "network interfaces were added after the container was created ({}), which is not supported: make a network \
-             namespace before and name it in the spec, as CRI does, or with ctr run --with-ns=network:PATH",
-            names.join(", ")
-        )))
     }
 
     /// What follows a container's start: it runs whatever becomes of this.

@@ -47,14 +47,14 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// Reads the interfaces of the thread's namespace.
-    pub(super) fn read(netlink: &mut Netlink) -> Result<Self, NetworkError> {
+    /// Reads the interfaces of the thread's namespace but for the taps of ours with these numbers.
+    pub(super) fn read(netlink: &mut Netlink, taps: &[u32]) -> Result<Self, NetworkError> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let listed = netlink.list(&request).map_err(NetworkError::host("listing interfaces"))?;
         let links: Vec<LinkMessage> = listed
             .into_iter()
             .filter_map(|message| match message {
-                RouteNetlinkMessage::NewLink(link) => Some(link),
+                RouteNetlinkMessage::NewLink(link) if !taps.contains(&link.header.index) => Some(link),
                 _ => None,
             })
             .collect();

@@ -61,6 +61,13 @@ pub(crate) struct PodInterface {
     pub(crate) queues: Vec<OwnedFd>,
 }
 
+/// An interface that the guest has already.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KnownInterface {
+    index: u32,
+    tap: u32,
+}
+
 /// Gives the interfaces of the network namespace at `path` taps with so many queues each, one for each queue pair of
 /// the guest's. It blocks for as long as the kernel takes, some milliseconds.
 ///
@@ -73,12 +80,38 @@ pub(crate) fn connect(path: &Path, queues: u16) -> Result<PodNetwork, NetworkErr
     }
     let (interfaces, configuration) = namespace.run(|| {
         let mut netlink = open_netlink()?;
-        let links = Links::read(&mut netlink)?;
+        let links = Links::read(&mut netlink, &[])?;
         let configuration = read_configuration(&mut netlink, &links)?;
         let interfaces = tie_all(&mut netlink, links.carried, queues)?;
         Ok((interfaces, configuration))
     })?;
     Ok(PodNetwork { namespace, interfaces, configuration })
+}
+
+/// As [`connect`], for interfaces that have come since: those beside the `known` ones. The configuration is the whole
+/// namespace's. `None` where there are none.
+///
+/// # Errors
+/// As for [`connect`].
+pub(crate) fn connect_later(
+    path: &Path,
+    known: &[KnownInterface],
+    queues: u16,
+) -> Result<Option<PodNetwork>, NetworkError> {
+    let namespace = NetworkNamespace::open(path)?;
+    let taps: Vec<u32> = known.iter().map(|known| known.tap).collect();
+    let connected = namespace.run(|| {
+        let mut netlink = open_netlink()?;
+        let mut links = Links::read(&mut netlink, &taps)?;
+        let is_new = |link: &Link| known.iter().all(|known| known.index != link.index);
+        if !links.carried.iter().any(is_new) {
+            return Ok(None);
+        }
+        let configuration = read_configuration(&mut netlink, &links)?;
+        links.carried.retain(is_new);
+        Ok(Some((tie_all(&mut netlink, links.carried, queues)?, configuration)))
+    })?;
+    Ok(connected.map(|(interfaces, configuration)| PodNetwork { namespace, interfaces, configuration }))
 }
 
 /// Removes what a sandbox has left on the interfaces of the network namespace at `path`, if it is still there. Only
@@ -132,6 +165,16 @@ impl PodNetwork {
     /// There are too many open files.
     pub(crate) fn namespace(&self) -> Result<PodNamespace, NetworkError> {
         self.namespace.try_clone()
+    }
+
+    /// Its interfaces, to be told from later ones.
+    pub(crate) fn known(&self) -> Vec<KnownInterface> {
+        self.interfaces.iter().map(|&PodInterface { index, tap, .. }| KnownInterface { index, tap }).collect()
+    }
+
+    /// Takes in the interfaces that have come later to the same namespace.
+    pub(crate) fn take_in(&mut self, later: Self) {
+        self.interfaces.extend(later.interfaces);
     }
 
     /// Closes the queues of the taps, which the VMM has by now: they are to end with it.

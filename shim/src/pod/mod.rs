@@ -13,7 +13,7 @@ pub(crate) mod vm;
 pub(crate) mod volumes;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use saya_agent_api::agent::ConfigureSandboxRequest;
@@ -85,6 +85,7 @@ pub(crate) struct Pod {
     timeline: Arc<Recorder>,
     sandbox: Mutex<Option<PodSandbox>>,
     host: Mutex<HostParts>,
+    later_interfaces: tokio::sync::Mutex<()>,
     machine: OnceLock<Machine>,
 }
 
@@ -101,6 +102,8 @@ struct Machine {
 struct HostParts {
     cgroup: PodCgroup,
     network: Option<PodNetwork>,
+    /// How many queue pairs the guest's interfaces have.
+    queue_pairs: u16,
 }
 
 impl Pod {
@@ -129,6 +132,7 @@ impl Pod {
             timeline,
             sandbox: Mutex::new(None),
             host: Mutex::default(),
+            later_interfaces: tokio::sync::Mutex::default(),
             machine: OnceLock::new(),
         }
     }
@@ -265,6 +269,45 @@ impl Pod {
         self.machine.get()?.network_namespace.as_deref()
     }
 
+    /// Ties the interfaces to taps that have come to the pod's network since the guest booted. The network of a pod whose
+    /// spec names none by path is its VMM's own, into which whoever is given the pid puts interfaces. `None` where there
+    /// are none.
+    ///
+    /// # Errors
+    /// There is something that cannot be carried over, or the kernel refuses.
+    pub(crate) async fn connect_later(&self) -> Result<Option<PodNetwork>, NetworkError> {
+        let pid = self.host_pid();
+        let path = match self.network_namespace() {
+            Some(path) => path.to_owned(),
+            None if network::interfaces_of(pid)?.is_empty() => return Ok(None),
+            None => PathBuf::from(format!("/proc/{pid}/ns/net")),
+        };
+        let (known, queues) = {
+            let host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+            (host.network.as_ref().map(PodNetwork::known).unwrap_or_default(), host.queue_pairs)
+        };
+        let connected =
+            tokio::task::spawn_blocking(move || network::connect_later(&path, &known, queues)).await;
+        connected.unwrap_or_else(|error| {
+            Err(NetworkError::host("reading the network")(std::io::Error::other(error)))
+        })
+    }
+
+    /// Keeps what [`connect_later`](Self::connect_later) has tied, to be given back when the pod is over.
+    pub(crate) fn keep_network(&self, mut later: PodNetwork) {
+        later.close_queues();
+        let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut host.network {
+            Some(network) => network.take_in(later),
+            None => host.network = Some(later),
+        }
+    }
+
+    /// Held by who looks for interfaces that have come later.
+    pub(crate) async fn later_interfaces(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.later_interfaces.lock().await
+    }
+
     /// Notes that the shim is about to take the pod away, so that `delete` leaves it to it.
     pub(crate) fn announce_end(&self) {
         // Without a record there is nothing that `delete` would not find by itself.
@@ -303,7 +346,7 @@ impl Pod {
 }
 
 /// Gives a network back. The kernel may take its time, so that it is done on a thread of its own.
-async fn disconnect(network: PodNetwork) {
+pub(crate) async fn disconnect(network: PodNetwork) {
     let done = tokio::task::spawn_blocking(move || network.disconnect()).await;
     if let Ok(Err(error)) = done {
         tracing::error!(%error, "redirections of the pod's interfaces stay behind");
@@ -319,6 +362,7 @@ fn boot(
 ) -> Result<Vm, PodError> {
     let config = Config::load()?;
     let size = sizing::size(&config, spec)?;
+    host.queue_pairs = size.queue_pairs();
     directory.create().map_err(PodError::Directory)?;
     if let Some(path) = spec.text("/linux/cgroupsPath").filter(|path| !path.is_empty()) {
         host.cgroup = PodCgroup::plan(&CgroupPath::parse(path)?)?;

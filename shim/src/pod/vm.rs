@@ -166,6 +166,7 @@ impl Vm {
             console_verbose: config.console_verbose,
             shares: shares(),
             interfaces: interfaces.iter().map(described).collect(),
+            later_queue_pairs: size.queue_pairs(),
             files: files.iter().map(|(role, _)| *role).collect(),
         };
         let descriptors: Vec<_> = files.iter().map(|(_, descriptor)| *descriptor).collect();
@@ -260,7 +261,8 @@ fn open(key: &'static str, path: &Path) -> Result<File, VmError> {
     File::open(path).map_err(|source| VmError::File { key, path: path.to_owned(), source })
 }
 
-fn described(interface: &PodInterface) -> Interface {
+/// What the VMM is told of an interface.
+pub(crate) fn described(interface: &PodInterface) -> Interface {
     let queue_pairs = u16::try_from(interface.queues.len()).unwrap_or(u16::MAX);
     Interface { mac: interface.mac, mtu: interface.mtu, queue_pairs }
 }

@@ -189,6 +189,7 @@ mod tests {
             console_verbose: false,
             shares: vec![Share { name: "live".into(), writers: Writers::GuestAndHost }],
             interfaces: Vec::new(),
+            later_queue_pairs: 1,
             files: vec![FileRole::Kernel],
         }
     }

@@ -47,6 +47,8 @@ pub struct Boot {
     pub shares: Vec<Share>,
     /// Network interfaces, in the order in which the guest sees them.
     pub interfaces: Vec<Interface>,
+    /// How many queue pairs interfaces may use that come later: there is a thread for each.
+    pub later_queue_pairs: u16,
     /// What the descriptors that come with the message are.
     pub files: Vec<FileRole>,
 }

@@ -32,6 +32,8 @@ pub(super) struct HostSide {
     pub(super) vsock: Option<VsockHost>,
     /// Network interfaces, in the order in which the guest sees them.
     pub(super) interfaces: Vec<InterfaceHost>,
+    /// How many queue pairs interfaces may use that come later.
+    pub(super) later_queue_pairs: u16,
 }
 
 /// A directory to share.
@@ -131,6 +133,7 @@ pub(super) fn build(
     event_loop: &EventLoop,
     confinement: &Confinement,
 ) -> Result<(Vec<Box<dyn VirtioDevice>>, LaterThreads), DeviceError> {
+    let net_threads = net_threads(&host, vcpus, confinement).map_err(DeviceError::NetThreads)?;
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let budget = DescriptorBudget::of_this_process(u32::try_from(host.shares.len()).unwrap_or(u32::MAX));
     for share in host.shares {
@@ -144,7 +147,6 @@ pub(super) fn build(
         let config = VsockConfig { guest_cid: guest_cid.into(), listener, connector };
         devices.push(Box::new(Vsock::new(config, confinement).map_err(DeviceError::Vsock)?));
     }
-    let net_threads = net_threads(&host.interfaces, vcpus, confinement).map_err(DeviceError::NetThreads)?;
     for (index, interface) in host.interfaces.into_iter().enumerate() {
         let net = net(interface, net_threads.clone()).map_err(|error| DeviceError::Net(index, error))?;
         devices.push(Box::new(net));
@@ -185,13 +187,10 @@ fn net(interface: InterfaceHost, threads: TaskThreads) -> Result<Net, NetError> 
     Net::new(NetConfig { mac, mtu, taps, threads })
 }
 
-/// The threads for all interfaces; none where there is none.
-fn net_threads(
-    interfaces: &[InterfaceHost],
-    vcpus: u32,
-    confinement: &Confinement,
-) -> io::Result<TaskThreads> {
-    let pairs = interfaces.iter().map(|interface| interface.taps.len()).max().unwrap_or_default();
+/// The threads for all interfaces, of now and later.
+fn net_threads(host: &HostSide, vcpus: u32, confinement: &Confinement) -> io::Result<TaskThreads> {
+    let pairs = host.interfaces.iter().map(|interface| interface.taps.len()).max().unwrap_or_default();
+    let pairs = pairs.max(host.later_queue_pairs.into());
     let vcpus = usize::try_from(vcpus).unwrap_or(usize::MAX);
     TaskThreads::start(Role::Net, pairs.min(vcpus), confinement)
 }

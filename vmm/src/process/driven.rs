@@ -82,7 +82,8 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
     let Jail { root, descriptor_directory, confinement } =
         jail::enter(share).map_err(|error| error.to_string())?;
     let shares = open_shares(boot.shares, &root, &descriptor_directory)?;
-    let host = HostSide { shares, vsock, interfaces };
+    let later_queue_pairs = boot.later_queue_pairs;
+    let host = HostSide { shares, vsock, interfaces, later_queue_pairs };
     let devices = devices::build(host, boot.vcpus, &event_loop, &confinement);
     let (devices, later_threads) = devices.map_err(|error| error.to_string())?;
     // The thread that serves files has them now.

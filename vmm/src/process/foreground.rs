@@ -71,7 +71,7 @@ fn run(options: &ForegroundOptions, process_start_ns: u64) -> Result<StopReason,
     let shares = options.share.as_deref().map(open_share).transpose()?.into_iter().collect();
     let socket = options.vsock.as_deref().map(SocketFile::bind).transpose()?;
     let vsock = socket.as_ref().map(SocketFile::host).transpose()?;
-    let host = HostSide { shares, vsock, interfaces: Vec::new() };
+    let host = HostSide { shares, vsock, ..HostSide::default() };
     let devices = devices::build(host, options.vcpus, &event_loop, &Confinement::none());
     let (devices, _) = devices.map_err(|error| error.to_string())?;
     let config = VmConfig {

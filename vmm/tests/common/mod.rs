@@ -61,6 +61,7 @@ pub(crate) fn boot(files: &[FileRole]) -> Boot {
         console_verbose: false,
         shares: Vec::new(),
         interfaces: Vec::new(),
+        later_queue_pairs: 1,
         files: files.to_vec(),
     }
 }

@@ -197,12 +197,12 @@ fn facts(printed: &str) -> Vec<String> {
     facts
 }
 
-fn expect_ping(container: &Running, address: &str, size: usize) -> anyhow::Result<()> {
+pub(super) fn expect_ping(container: &Running, address: &str, size: usize) -> anyhow::Result<()> {
     let size = size.to_string();
     container.exec("ping", &["ping", "-c", "1", "-W", "20", "-s", &size, address])?.expect_status(0).map(drop)
 }
 
-fn expect_ping_from_host(address: IpAddr, size: usize) -> anyhow::Result<()> {
+pub(super) fn expect_ping_from_host(address: IpAddr, size: usize) -> anyhow::Result<()> {
     let arguments =
         ["ping", "-c", "1", "-W", "20", "-s", &size.to_string(), &address.to_string()].map(str::to_owned);
     finish(Command::new("busybox").args(arguments)).map(drop)

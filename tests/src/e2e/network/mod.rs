@@ -1,6 +1,7 @@
 //! The pod's network: what CNI put into its network namespace is there inside, and everybody can talk to it.
 
 mod kinds;
+mod late;
 pub(super) mod peers;
 mod refusals;
 
@@ -14,6 +15,10 @@ pub(super) const TESTS: &[Test] = &[
     Test {
         name: "a_network_that_cannot_be_carried_into_the_guest_is_refused_by_name",
         check: refusals::refused,
+    },
+    Test {
+        name: "interfaces_that_come_between_creation_and_start_are_the_containers",
+        check: late::interfaces,
     },
     Test { name: "a_killed_shim_gives_the_interfaces_back", check: refusals::killed_shim },
 ];

@@ -1,11 +1,8 @@
 //! Networks that a guest cannot have, and networks that a pod leaves without a word.
 
-use std::process::Command;
-
 use anyhow::ensure;
 
 use crate::cni::Netns;
-use crate::ctr::finish;
 use crate::e2e::context::{BUSYBOX, Context, eventually};
 use crate::e2e::leftovers::kill_shim_of;
 
@@ -44,10 +41,7 @@ pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
         }
         ensure!(namespace.contents()? == before, "left in the namespace: {}", namespace.contents()?);
     }
-    // With this flag `ctr` adds an interface once the container is there, which the guest cannot get any more.
-    let late = context.run(&["--cni"], "late", &["true"])?;
-    ensure!(late.status != Some(0) && late.stderr.contains("eth0"), "{late:?}");
-    finish(Command::new("ip").args(["link", "delete", "saya0"])).map(drop)
+    Ok(())
 }
 
 /// What was tied to the interfaces goes with the pod, however it ends.

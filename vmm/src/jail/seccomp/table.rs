@@ -112,6 +112,8 @@ const KVM_IRQFD: u64 = 0x4020_AE76;
 const FIONBIO: u64 = 0x5421;
 /// What frames for the guest may leave undone: `_IOW('T', 208, unsigned int)` (linux/if_tun.h).
 const TUNSETOFFLOAD: u64 = 0x4004_54D0;
+/// How long the header before a frame is: `_IOW('T', 216, int)`.
+const TUNSETVNETHDRSZ: u64 = 0x4004_54D8;
 /// Whether frames go into a queue of a tap: `_IOW('T', 217, int)`.
 const TUNSETQUEUE: u64 = 0x4004_54D9;
 /// The highest protection bit that no mapping gets.
@@ -169,8 +171,8 @@ const MAIN: &[Rule] = &[
     rarely_only(
         SYS_ioctl,
         1,
-        &[TUNSETOFFLOAD, TUNSETQUEUE],
-        "an interface comes or goes: what its tap can do",
+        &[FIONBIO, TUNSETVNETHDRSZ, TUNSETOFFLOAD],
+        "an interface comes: its tap does not block, has headers of our length, and what it can do",
     ),
     rare(SYS_getpid, "pthread_kill"),
     rarely_only(SYS_tgkill, 2, &[libc::SIGABRT as u64], "abort"),
