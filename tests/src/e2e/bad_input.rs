@@ -176,7 +176,7 @@ fn cases() -> Vec<Case> {
         wrong("/linux/timeOffsets", json!({"monotonic": {"secs": 5}}), "linux.timeOffsets"),
         wrong(
             "/linux/devices",
-            json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
+            json!([{"path": "/dev/sda", "type": "c", "major": 8, "minor": 0}]),
             "/dev/sda",
         ),
         wrong("/linux/maskedPaths", json!(["relative"]), "linux.maskedPaths[0]"),

@@ -136,6 +136,7 @@ fn role(name: &str) -> Role {
     match name {
         "fs" => Role::Fs,
         "vsock" => Role::Vsock,
+        "blk" => Role::Blk,
         name if name.starts_with("vcpu") => Role::Vcpu,
         name if name.starts_with("net") => Role::Net,
         _ => Role::Main,
