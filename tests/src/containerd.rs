@@ -1,7 +1,9 @@
 //! containerd's own services, as far as `ctr` does not reach: a task that is created and not started.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Command, Output};
 
 use anyhow::Context;
 use prost::Message;
@@ -26,6 +28,17 @@ fn address() -> String {
 pub fn process() -> anyhow::Result<Pid> {
     let socket = UnixStream::connect(address()).context("containerd does not answer")?;
     Ok(rustix::net::sockopt::socket_peercred(&socket)?.pid)
+}
+
+/// Has our shim started for a container or sandbox, as containerd does it, and waits for its answer.
+///
+/// # Errors
+/// There is no shim on `PATH`.
+pub fn start_shim(bundle: &Path, id: &str) -> io::Result<Output> {
+    Command::new("containerd-shim-kata-v2")
+        .args(["-namespace", NAMESPACE, "-address", &address(), "-id", id, "start"])
+        .current_dir(bundle)
+        .output()
 }
 
 /// containerd's `types.Mount`.

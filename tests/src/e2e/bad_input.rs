@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse, DeleteResponse};
@@ -14,6 +13,7 @@ use super::Test;
 use super::context::{BUSYBOX, Context};
 use super::image_root::merge;
 use super::task_api::{Refusal, Task};
+use crate::containerd;
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "what_a_spec_asks_wrongly_or_in_vain_is_refused_by_name", check: specs },
@@ -330,17 +330,7 @@ fn starts(context: &Context) -> anyhow::Result<()> {
         if let Some(config) = config {
             fs::write(bundle.join("config.json"), config)?;
         }
-        let mut start = Command::new("containerd-shim-kata-v2");
-        start.args([
-            "-namespace",
-            "default",
-            "-address",
-            "/run/containerd/containerd.sock",
-            "-id",
-            id,
-            "start",
-        ]);
-        let output = start.current_dir(&bundle).output().context("cannot start the shim")?;
+        let output = containerd::start_shim(&bundle, id).context("cannot start the shim")?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success() && said.contains(words), "{id:.40}: {}, {said:?}", output.status);
     }

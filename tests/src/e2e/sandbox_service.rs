@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse, DeleteResponse, StartResponse};
@@ -20,6 +19,7 @@ use serde_json::{Value, json};
 use super::Test;
 use super::context::{BUSYBOX, Context, ImageRoot, eventually};
 use super::task_api::Task;
+use crate::containerd;
 use crate::cri::messages::{DnsConfig, PodSandboxConfig};
 
 pub(super) const TESTS: &[Test] =
@@ -100,17 +100,7 @@ struct Sandbox {
 impl Sandbox {
     /// Has a shim started as containerd does it.
     fn start_shim(bundle: &Path) -> anyhow::Result<Self> {
-        let mut start = Command::new("containerd-shim-kata-v2");
-        start.args([
-            "-namespace",
-            "default",
-            "-address",
-            "/run/containerd/containerd.sock",
-            "-id",
-            POD,
-            "start",
-        ]);
-        let output = start.current_dir(bundle).output().context("cannot start the shim")?;
+        let output = containerd::start_shim(bundle, POD).context("cannot start the shim")?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let address = String::from_utf8(output.stdout)?;
         let client = Client::connect(&address).with_context(|| format!("no shim answers at {address}"))?;
