@@ -30,7 +30,10 @@ impl Part {
     /// Whether it is there, and can be reached, at the moment.
     pub(super) fn is_there(self, moment: Moment) -> bool {
         match self {
-            Self::Shim | Self::Vmm | Self::Containerd => true,
+            Self::Shim | Self::Vmm => true,
+            // containerd 1.6 knows nothing of a shim that it had started and not asked for a task when it was killed, whatever the
+            // runtime (github.com/containerd/containerd/issues/6860).
+            Self::Containerd => moment != Moment::Creating,
             Self::Process => moment != Moment::Creating,
             // It is the container's processes that do it.
             Self::Guest => !matches!(moment, Moment::Creating | Moment::Created),
