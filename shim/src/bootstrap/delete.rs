@@ -79,7 +79,8 @@ fn clean_up(flags: &Flags) -> io::Result<u32> {
         return Err(io::Error::other(format!("the VMM of pod {pod} does not end")));
     }
     // One that fails keeps no other from being done. The directory, which has the record of them all, goes last.
-    let network = record.network_namespace.as_deref().map_or(Ok(()), network::clean_up);
+    let namespace = record.network_namespace.as_deref();
+    let network = namespace.map_or(Ok(()), |path| network::clean_up(path, &record.interfaces));
     let cgroups: Vec<_> = record.cgroups.iter().map(|cgroup| cgroup::remove(cgroup)).collect();
     network.map_err(io::Error::other)?;
     cgroups.into_iter().collect::<io::Result<()>>()?;

@@ -19,6 +19,7 @@ mod redirect;
 mod routes;
 mod tap;
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -61,6 +62,9 @@ pub(crate) struct PodInterface {
     pub(crate) queues: Vec<OwnedFd>,
 }
 
+/// Writes the numbers of the interfaces down that are about to be tied, for [`clean_up`] after a shim that was killed at it.
+pub(crate) type Note<'a> = &'a (dyn Fn(&[u32]) -> io::Result<()> + Sync);
+
 /// An interface that the guest has already.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KnownInterface {
@@ -73,7 +77,7 @@ pub(crate) struct KnownInterface {
 ///
 /// # Errors
 /// There is something that cannot be carried over, or the kernel refuses. Then nothing is left behind.
-pub(crate) fn connect(path: &Path, queues: u16) -> Result<PodNetwork, NetworkError> {
+pub(crate) fn connect(path: &Path, queues: u16, note: Note<'_>) -> Result<PodNetwork, NetworkError> {
     let namespace = NetworkNamespace::open(path)?;
     if namespace.is_ours()? {
         return Err(NetworkError::HostsOwn { path: path.to_owned() });
@@ -82,7 +86,7 @@ pub(crate) fn connect(path: &Path, queues: u16) -> Result<PodNetwork, NetworkErr
         let mut netlink = open_netlink()?;
         let links = Links::read(&mut netlink, &[])?;
         let configuration = read_configuration(&mut netlink, &links)?;
-        let interfaces = tie_all(&mut netlink, links.carried, queues)?;
+        let interfaces = tie_all(&mut netlink, links.carried, queues, note)?;
         Ok((interfaces, configuration))
     })?;
     Ok(PodNetwork { namespace, interfaces, configuration })
@@ -97,6 +101,7 @@ pub(crate) fn connect_later(
     path: &Path,
     known: &[KnownInterface],
     queues: u16,
+    note: Note<'_>,
 ) -> Result<Option<PodNetwork>, NetworkError> {
     let namespace = NetworkNamespace::open(path)?;
     let taps: Vec<u32> = known.iter().map(|known| known.tap).collect();
@@ -109,19 +114,19 @@ pub(crate) fn connect_later(
         }
         let configuration = read_configuration(&mut netlink, &links)?;
         links.carried.retain(is_new);
-        Ok(Some((tie_all(&mut netlink, links.carried, queues)?, configuration)))
+        Ok(Some((tie_all(&mut netlink, links.carried, queues, note)?, configuration)))
     })?;
     Ok(connected.map(|(interfaces, configuration)| PodNetwork { namespace, interfaces, configuration }))
 }
 
 /// Removes what a sandbox has left on the interfaces of the network namespace at `path`, if it is still there. Only
-/// for when its shim and its VMM are gone.
+/// for when its shim and its VMM are gone. `noted` are the interfaces that it was about to tie.
 ///
 /// # Errors
 /// The kernel refuses.
-pub(crate) fn clean_up(path: &Path) -> Result<(), NetworkError> {
+pub(crate) fn clean_up(path: &Path, noted: &[u32]) -> Result<(), NetworkError> {
     let namespace = match NetworkNamespace::open(path) {
-        Err(NetworkError::Namespace { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+        Err(NetworkError::Namespace { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Ok(());
         }
         namespace => namespace?,
@@ -129,7 +134,12 @@ pub(crate) fn clean_up(path: &Path) -> Result<(), NetworkError> {
     namespace.run(|| {
         let indices = nix::net::if_::if_nameindex()
             .map_err(|error| NetworkError::host("listing interfaces")(error.into()))?;
-        untie_all(&mut open_netlink()?, indices.iter().map(nix::net::if_::Interface::index))
+        let mut netlink = open_netlink()?;
+        untie_all(&mut netlink, indices.iter().map(nix::net::if_::Interface::index))?;
+        noted.iter().try_for_each(|&index| {
+            redirect::untie_begun(&mut netlink, index)
+                .map_err(NetworkError::host(format!("removing what was begun on interface {index}")))
+        })
     })
 }
 
@@ -213,8 +223,18 @@ fn interface(link: &Link, addresses: LinkAddresses) -> Interface {
     }
 }
 
-/// Makes the taps and ties them. If one fails, those before are taken back.
-fn tie_all(netlink: &mut Netlink, links: Vec<Link>, queues: u16) -> Result<Vec<PodInterface>, NetworkError> {
+/// Makes the taps and ties them. If one fails, those before are taken back, and nothing is noted any more.
+fn tie_all(
+    netlink: &mut Netlink,
+    links: Vec<Link>,
+    queues: u16,
+    note: Note<'_>,
+) -> Result<Vec<PodInterface>, NetworkError> {
+    if links.is_empty() {
+        return Ok(Vec::new());
+    }
+    let indices: Vec<u32> = links.iter().map(|link| link.index).collect();
+    note(&indices).map_err(NetworkError::host("noting which interfaces are to be tied"))?;
     let mut tied: Vec<PodInterface> = Vec::new();
     for link in links {
         match tie(netlink, link, queues) {
@@ -222,6 +242,7 @@ fn tie_all(netlink: &mut Netlink, links: Vec<Link>, queues: u16) -> Result<Vec<P
             Err(error) => {
                 // The error that led here is the one to tell of.
                 let _ = give_back(netlink, &tied);
+                let _ = note(&[]);
                 return Err(error);
             }
         }

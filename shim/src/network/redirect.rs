@@ -37,9 +37,16 @@ pub(super) fn tie(netlink: &mut Netlink, link: &Link, tap: u32) -> Result<(), Ne
 
 /// Takes the redirection from an interface, if a sandbox has put one there. The tap's goes with the tap.
 pub(super) fn untie(netlink: &mut Netlink, index: u32) -> io::Result<()> {
-    if !is_tied(netlink, index)? {
-        return Ok(());
-    }
+    if is_tied(netlink, index)? { remove_qdisc(netlink, index) } else { Ok(()) }
+}
+
+/// Takes the queueing discipline from an interface on which a sandbox's tying has come no further than that: it is there
+/// without any filter.
+pub(super) fn untie_begun(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    if filters(netlink, index)?.is_empty() { remove_qdisc(netlink, index) } else { Ok(()) }
+}
+
+fn remove_qdisc(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     match netlink.request(qdisc(index, RouteNetlinkMessage::DelQueueDiscipline), 0) {
         // The interface has gone meanwhile, or somebody was quicker.
         Err(error) if is_gone(&error) => Ok(()),
@@ -49,17 +56,23 @@ pub(super) fn untie(netlink: &mut Netlink, index: u32) -> io::Result<()> {
 
 /// Whether there is a filter of a sandbox's on the interface.
 fn is_tied(netlink: &mut Netlink, index: u32) -> io::Result<bool> {
+    let filters = filters(netlink, index)?;
+    Ok(filters.iter().any(|filter| filter.header.info >> 16 == u32::from(PRIORITY)))
+}
+
+/// The filters on what arrives at the interface. None where there is no interface or no queueing discipline.
+fn filters(netlink: &mut Netlink, index: u32) -> io::Result<Vec<TcMessage>> {
     let mut request = message(index);
     request.header.parent = INGRESS;
     let listed = match netlink.list(&RouteNetlinkMessage::GetTrafficFilter(request)) {
-        Ok(listed) => listed,
-        Err(error) if is_gone(&error) => return Ok(false),
-        Err(error) => return Err(error),
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        listed => listed?,
     };
-    Ok(listed.iter().any(|message| match message {
-        RouteNetlinkMessage::NewTrafficFilter(filter) => filter.header.info >> 16 == u32::from(PRIORITY),
-        _ => false,
-    }))
+    let filter = |message| match message {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter),
+        _ => None,
+    };
+    Ok(listed.into_iter().filter_map(filter).collect())
 }
 
 fn add_qdisc(netlink: &mut Netlink, link: &Link) -> Result<(), NetworkError> {

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,10 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use super::error::{InterfaceProblem, NetworkError, RouteProblem};
 use super::namespace::NetworkNamespace;
-use super::{PodNetwork, clean_up, connect, connect_later, interfaces_of};
+use super::{Note, PodNetwork, clean_up, connect, connect_later, interfaces_of};
+
+/// For whom nobody cleans up.
+const UNNOTED: Note<'static> = &|_| Ok(());
 
 /// A pod's namespace with a veth `eth0`, and the namespace with the other end, `host0`, in which the test's own thread
 /// is until the test ends.
@@ -75,7 +79,7 @@ impl Pod {
     }
 
     fn connect(&self) -> Result<PodNetwork, NetworkError> {
-        connect(&self.path(), 1)
+        connect(&self.path(), 1, UNNOTED)
     }
 
     /// What `connect` refuses, after which nothing of it is left.
@@ -288,7 +292,7 @@ fn frames_pass_between_the_network_and_the_guest_and_pass_the_pod_by() {
 #[test]
 fn several_queues_are_those_of_one_tap() {
     let Some(pod) = Pod::new() else { return };
-    let network = connect(&pod.path(), 3).unwrap();
+    let network = connect(&pod.path(), 3, UNNOTED).unwrap();
     assert_eq!(network.interfaces[0].queues.len(), 3);
     let taps = pod.run("ip -br link show type tun");
     assert_eq!(taps.lines().count(), 1, "{taps}");
@@ -433,9 +437,9 @@ fn what_a_killed_sandbox_leaves_is_cleaned_up_or_replaced() {
         assert!(disciplines.contains("ingress"), "{disciplines}");
     };
     crash();
-    clean_up(&pod.path()).unwrap();
+    clean_up(&pod.path(), &[]).unwrap();
     pod.assert_clean();
-    clean_up(&pod.path()).unwrap();
+    clean_up(&pod.path(), &[]).unwrap();
     crash();
     let network = pod.connect().unwrap();
     let outside = PacketSocket::new("host0");
@@ -446,12 +450,39 @@ fn what_a_killed_sandbox_leaves_is_cleaned_up_or_replaced() {
 }
 
 #[test]
+fn what_a_sandbox_killed_while_it_ties_an_interface_leaves_is_cleaned_up() {
+    let Some(pod) = Pod::new() else { return };
+    let noted = Mutex::new(Vec::new());
+    let note: Note<'_> = &|indices| {
+        noted.lock().unwrap().push(indices.to_vec());
+        Ok(())
+    };
+    let network = connect(&pod.path(), 1, note).unwrap();
+    let index = network.interfaces[0].index;
+    assert_eq!(noted.lock().unwrap().as_slice(), [[index]], "before there is anything");
+    network.disconnect().unwrap();
+
+    pod.run("tc qdisc add dev eth0 ingress");
+    clean_up(&pod.path(), &[]).unwrap();
+    assert!(pod.run("tc qdisc show dev eth0").contains("ingress"), "nobody has said that it is a sandbox's");
+    connect(&pod.path(), 1, note).unwrap_err();
+    assert_eq!(noted.lock().unwrap().last(), Some(&Vec::new()), "it is somebody else's");
+    pod.run("tc filter add dev eth0 ingress protocol all prio 1 u32 match u8 0 0 flowid :1");
+    clean_up(&pod.path(), &[index]).unwrap();
+    assert!(pod.run("tc qdisc show dev eth0").contains("ingress"), "it has a filter of somebody else's");
+    pod.run("tc filter del dev eth0 ingress");
+    clean_up(&pod.path(), &[index, index + 1]).unwrap();
+    pod.assert_clean();
+    clean_up(&pod.path(), &[index]).unwrap();
+}
+
+#[test]
 fn somebody_elses_ingress_discipline_is_named_and_left_alone() {
     let Some(pod) = Pod::new() else { return };
     pod.run("tc qdisc add dev eth0 ingress");
     let error = pod.connect().unwrap_err();
     assert_eq!(problem_of(&error, "eth0"), InterfaceProblem::Ingress("eth0".into()));
-    clean_up(&pod.path()).unwrap();
+    clean_up(&pod.path(), &[]).unwrap();
     let disciplines = pod.run("tc qdisc show dev eth0");
     assert!(disciplines.contains("ingress"), "{disciplines}");
     assert!(!pod.run("ip -br link show").contains("sayatap"));
@@ -460,18 +491,18 @@ fn somebody_elses_ingress_discipline_is_named_and_left_alone() {
 #[test]
 fn the_hosts_own_namespace_is_refused_by_its_path() {
     let path = format!("/proc/{}/ns/net", std::process::id());
-    let error = connect(path.as_ref(), 1).unwrap_err();
+    let error = connect(path.as_ref(), 1, UNNOTED).unwrap_err();
     assert!(matches!(error, NetworkError::HostsOwn { .. }) && error.to_string().contains(&path), "{error}");
 }
 
 #[test]
 fn a_path_that_is_no_namespace_is_named() {
-    let error = connect("/nonexistent/netns".as_ref(), 1).unwrap_err().to_string();
+    let error = connect("/nonexistent/netns".as_ref(), 1, UNNOTED).unwrap_err().to_string();
     assert!(error.contains("/nonexistent/netns"), "{error}");
-    assert!(matches!(connect("/dev/null".as_ref(), 1), Err(NetworkError::Namespace { .. })));
-    assert!(matches!(connect("/proc/self/ns/uts".as_ref(), 1), Err(NetworkError::Host { .. })));
+    assert!(matches!(connect("/dev/null".as_ref(), 1, UNNOTED), Err(NetworkError::Namespace { .. })));
+    assert!(matches!(connect("/proc/self/ns/uts".as_ref(), 1, UNNOTED), Err(NetworkError::Host { .. })));
     for gone in ["/nonexistent/netns", "/dev/null"] {
-        clean_up(gone.as_ref()).unwrap();
+        clean_up(gone.as_ref(), &[1]).unwrap();
     }
 }
 
@@ -520,22 +551,22 @@ fn interfaces_of_another_namespace_are_named_and_our_own_are_nobodys_business() 
 fn an_interface_that_comes_later_is_tied_beside_those_that_are() {
     let Some(pod) = Pod::new() else { return };
     let mut network = pod.connect().unwrap();
-    assert!(connect_later(&pod.path(), &network.known(), 1).unwrap().is_none(), "nothing has come");
+    assert!(connect_later(&pod.path(), &network.known(), 1, UNNOTED).unwrap().is_none(), "nothing has come");
 
     run("ip link add late0 type veth peer name late");
     run("ip link set late0 up");
     run(&format!("ip link set late netns {}", pod.path().display()));
-    let error = connect_later(&pod.path(), &network.known(), 1).unwrap_err();
+    let error = connect_later(&pod.path(), &network.known(), 1, UNNOTED).unwrap_err();
     assert!(matches!(problem_of(&error, "late"), InterfaceProblem::Down), "{error}");
     pod.run("ip link set late up");
     pod.run("ip addr add 10.9.0.2/24 dev late");
-    let later = connect_later(&pod.path(), &network.known(), 1).unwrap().unwrap();
+    let later = connect_later(&pod.path(), &network.known(), 1, UNNOTED).unwrap().unwrap();
     assert_eq!(later.interfaces.iter().map(|late| late.name.as_str()).collect::<Vec<_>>(), ["late"]);
     let configured: Vec<_> = later.configuration.interfaces.iter().map(|one| one.name.as_str()).collect();
     assert_eq!(configured, ["eth0", "late"], "what is asked of the guest is the whole network");
 
     network.take_in(later);
-    assert!(connect_later(&pod.path(), &network.known(), 1).unwrap().is_none(), "both are known");
+    assert!(connect_later(&pod.path(), &network.known(), 1, UNNOTED).unwrap().is_none(), "both are known");
     network.disconnect().unwrap();
     pod.assert_clean();
 }

@@ -286,9 +286,15 @@ impl Pod {
             let host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
             (host.network.as_ref().map(PodNetwork::known).unwrap_or_default(), host.queue_pairs)
         };
-        let connected =
-            tokio::task::spawn_blocking(move || network::connect_later(&path, &known, queues)).await;
-        connected.unwrap_or_else(|error| {
+        let record = self.directory.record();
+        let connected = tokio::task::spawn_blocking(move || {
+            let before = Record::read(&record).map(|record| record.interfaces).unwrap_or_default();
+            let note = |later: &[u32]| {
+                Record::change(&record, |record| record.interfaces = [before.as_slice(), later].concat())
+            };
+            network::connect_later(&path, &known, queues, &note)
+        });
+        connected.await.unwrap_or_else(|error| {
             Err(NetworkError::host("reading the network")(std::io::Error::other(error)))
         })
     }
@@ -369,17 +375,20 @@ fn boot(
     }
     // Written before there is anything to clean up beside the directory.
     let network_namespace = namespaces::network_path(spec);
-    let mut record = Record {
+    let record = directory.record();
+    Record {
         shim: Process::of(std::process::id()).ok(),
-        vmm: None,
         cgroups: host.cgroup.directories(),
         network_namespace: network_namespace.clone(),
-        ending: false,
-    };
-    record.write(&directory.record()).map_err(PodError::Directory)?;
+        ..Record::default()
+    }
+    .write(&record)
+    .map_err(PodError::Directory)?;
     host.cgroup.join()?;
     if let Some(path) = network_namespace {
-        host.network = Some(network::connect(&path, size.queue_pairs())?);
+        let note =
+            |interfaces: &[u32]| Record::change(&record, |record| record.interfaces = interfaces.to_vec());
+        host.network = Some(network::connect(&path, size.queue_pairs(), &note)?);
     }
     let sandbox = ConfigureSandboxRequest {
         hostname: spec.text("/hostname").unwrap_or_default().to_owned(),
@@ -393,8 +402,8 @@ fn boot(
         tokio::spawn(loopback::pass_on(vm.clone(), namespace));
     }
     tracing::debug!(id, vcpus = size.vcpus, memory_mib = size.memory_mib, vmm = vm.pid(), "the VM boots");
-    record.vmm = Process::of(vm.pid()).ok();
-    if let Err(error) = record.write(&directory.record()) {
+    let vmm = Process::of(vm.pid()).ok();
+    if let Err(error) = Record::change(&record, |record| record.vmm = vmm) {
         vm.stop("its record cannot be written");
         return Err(PodError::Directory(error));
     }

@@ -30,6 +30,9 @@ pub(crate) struct Record {
     /// The network namespace whose interfaces the guest has.
     #[serde(default)]
     pub(crate) network_namespace: Option<PathBuf>,
+    /// The numbers of its interfaces that are tied to taps, or were about to be.
+    #[serde(default)]
+    pub(crate) interfaces: Vec<u32>,
     /// Whether the shim is taking all of this away by itself.
     #[serde(default)]
     pub(crate) ending: bool,
@@ -44,6 +47,16 @@ impl Record {
         let new = path.with_extension("json.new");
         fs::write(&new, serde_json::to_vec(self)?)?;
         fs::rename(&new, path)
+    }
+
+    /// Changes the record at `path`.
+    ///
+    /// # Errors
+    /// What the system returned; `NotFound` also where the record is damaged.
+    pub(crate) fn change(path: &Path, change: impl FnOnce(&mut Self)) -> io::Result<()> {
+        let mut record = Self::read(path).ok_or(io::ErrorKind::NotFound)?;
+        change(&mut record);
+        record.write(path)
     }
 
     /// Reads the record; `None` where there is none or it is damaged.
