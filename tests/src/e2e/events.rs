@@ -22,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// `ctr events`, running.
 pub(super) struct Events {
     process: Child,
-    lines: Receiver<String>,
+    /// When each line came, and the line.
+    lines: Receiver<(Instant, String)>,
 }
 
 /// An event: its topic and its fields.
@@ -30,6 +31,8 @@ pub(super) struct Events {
 pub(super) struct Event {
     pub(super) topic: String,
     pub(super) fields: Value,
+    /// When it came.
+    pub(super) seen: Instant,
 }
 
 impl Events {
@@ -41,7 +44,7 @@ impl Events {
         let (sender, lines) = channel();
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
+                if sender.send((Instant::now(), line)).is_err() {
                     return;
                 }
             }
@@ -64,7 +67,7 @@ impl Events {
     /// The next event of a task.
     pub(super) fn next(&self) -> anyhow::Result<Event> {
         loop {
-            let line = self.lines.recv_timeout(PATIENCE).context("no further event")?;
+            let (seen, line) = self.lines.recv_timeout(PATIENCE).context("no further event")?;
             // Date, time, zone, zone's name, namespace, topic, fields.
             let Some((topic, fields)) =
                 line.find("/tasks/").and_then(|start| line.get(start..)?.split_once(' '))
@@ -72,16 +75,16 @@ impl Events {
                 continue;
             };
             let fields = serde_json::from_str(fields).with_context(|| format!("in the event {line:?}"))?;
-            return Ok(Event { topic: topic.to_owned(), fields });
+            return Ok(Event { topic: topic.to_owned(), fields, seen });
         }
     }
 
     /// The first of the next events of tasks with this topic whose fields are as wanted.
-    pub(super) fn first(&self, topic: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+    pub(super) fn first(&self, topic: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Event> {
         loop {
             let event = self.next().with_context(|| format!("waiting for {topic}"))?;
             if event.topic == topic && wanted(&event.fields) {
-                return Ok(event.fields);
+                return Ok(event);
             }
         }
     }

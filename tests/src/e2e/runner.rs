@@ -158,6 +158,10 @@ fn run_in_process(name: &str, selection: &Selection) -> anyhow::Result<Outcome> 
         return Ok(Outcome::Skipped(output.trim().to_owned()));
     }
     ensure!(status.success(), "{}", output.trim());
+    if selection.long {
+        // What it has measured.
+        print!("{output}");
+    }
     Ok(Outcome::Passed)
 }
 

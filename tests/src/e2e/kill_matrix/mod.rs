@@ -17,6 +17,7 @@ use super::events::Events;
 use crate::cni::Netns;
 use crate::containerd;
 use crate::leaks::Holdings;
+use crate::report::statistics::Summary;
 
 pub(super) const TESTS: &[Test] = &[
     Test { name: "a_pod_of_which_a_part_is_killed_at_any_moment_ends_and_leaves_nothing", check: short },
@@ -110,12 +111,23 @@ fn all_of(context: &Context, cases: impl Iterator<Item = Case>) -> anyhow::Resul
     namespace.ip("link set eth1 up")?;
     let before = part::size(containerd::process()?)?;
     let mut same_containerd = true;
+    let mut told_after = Vec::new();
     for (parts, moment, delay) in cases {
-        eprintln!("{parts:?} killed, {moment:?} and {delay:?}");
-        check(context, &namespace, parts, moment, delay)
-            .and_then(|()| neighbour.is_undisturbed())
-            .with_context(|| format!("{parts:?} killed, {moment:?} and {delay:?} later"))?;
+        let case = format!("{parts:?} killed, {moment:?} and {delay:?} later");
+        let told = check(context, &namespace, parts, moment, delay)
+            .and_then(|told| neighbour.is_undisturbed().map(|()| told))
+            .with_context(|| case.clone())?;
+        eprintln!(
+            "{case}{}",
+            told.map_or_else(String::new, |told| format!(": told after {} ms", told.as_millis()))
+        );
+        told_after.extend(told.map(|told| told.as_secs_f64() * 1000.0));
         same_containerd &= !parts.contains(&Part::Containerd);
+    }
+    if let Some(Summary { count, min, median, max }) = Summary::of(&told_after) {
+        eprintln!(
+            "from a kill to containerd's event of the exit: {min:.0} to {max:.0} ms, median {median:.0} ms of {count}"
+        );
     }
     let ended = context.run(&[&namespace.flag()], NAME, &["echo", "again"])?.expect_status(0)?;
     ensure!(ended.text() == "again\n", "{ended:?}");
@@ -126,6 +138,7 @@ fn all_of(context: &Context, cases: impl Iterator<Item = Case>) -> anyhow::Resul
             || (after.0 <= before.0 + CONTAINERD_NOISE && after.1 <= before.1 + CONTAINERD_NOISE),
         "containerd had {before:?} descriptors and threads, and has {after:?}"
     );
+    eprintln!("containerd's descriptors and threads: {before:?} before, {after:?} after");
     neighbour.container.remove()
 }
 
@@ -157,13 +170,16 @@ impl Neighbour {
     }
 }
 
+/// Checks one case. How long after the kill containerd's clients were told of the exit, where it is the kill that ends the
+/// container and containerd lives.
 fn check(
     context: &Context,
     namespace: &Netns,
     parts: &[Part],
     moment: Moment,
     delay: Duration,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Duration>> {
+    let mut told = None;
     let (before, network) = (Holdings::now(), namespace.contents()?);
     let with_containerd = parts.contains(&Part::Containerd);
     let events = if with_containerd { None } else { Some(Events::follow()?) };
@@ -193,8 +209,9 @@ fn check(
         })?;
         if let Some(events) = events.filter(|_| moment != Moment::Creating) {
             let exit = events.first("/tasks/exit", |fields| fields["id"] == NAME)?;
-            ensure!(exit["container_id"] == NAME && exit["exit_status"] == 137, "{exit}");
-            eprintln!("    its exit was told after {} ms", killed.elapsed().as_millis());
+            let fields = exit.fields;
+            ensure!(fields["container_id"] == NAME && fields["exit_status"] == 137, "{fields}");
+            told = (!moment.passes()).then(|| exit.seen.duration_since(killed));
         }
         if let ([part], false, false) = (parts, moment.passes(), context.is_control()) {
             reasons.are_followed_by_that_of(*part)?;
@@ -220,7 +237,8 @@ fn check(
         }
         Ok(left.is_empty())
     })
-    .with_context(|| left.join(", "))
+    .with_context(|| left.join(", "))?;
+    Ok(told)
 }
 
 /// What containerd's log says of machines that have stopped; nothing where it is not in the lab's place.
