@@ -82,13 +82,20 @@ pub(crate) fn run(
     })
 }
 
-fn run_on(code: &[u8], bounds: Bounds, directory: &Path, share: &Path) -> End {
-    let listener = UnixListener::bind(directory.join("vsock")).unwrap();
+/// A machine that shares a directory and listens at a new socket.
+fn machine(code: &[u8], share: &Path, socket: &Path) -> Vmm {
+    let listener = UnixListener::bind(socket).unwrap();
     let (share, kernel) = (File::open(share).unwrap(), kernel(code));
     let vmm = Vmm::spawn();
     let shares = vec![Share { name: SERVED.into(), writers: Writers::GuestAndHost }];
     let message = Boot { shares, ..boot(&[FileRole::Kernel, FileRole::Share, FileRole::Vsock]) };
     vmm.boot(message, &[kernel.as_fd(), share.as_fd(), listener.as_fd()]);
+    vmm
+}
+
+fn run_on(code: &[u8], bounds: Bounds, directory: &Path, share: &Path) -> End {
+    let neighbour = Neighbour::start(share, &directory.join("neighbour"));
+    let vmm = machine(code, share, &directory.join("vsock"));
     let over = AtomicBool::new(false);
     let (reason, connections) = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(&vmm, bounds, &over));
@@ -103,7 +110,44 @@ fn run_on(code: &[u8], bounds: Bounds, directory: &Path, share: &Path) -> End {
     assert!(control.receive().unwrap().is_none(), "the end was not the last message");
     let status = process.wait().unwrap();
     assert!(status.code().is_some(), "the VMM was killed: {status}");
+    neighbour.assert_undisturbed();
     End { reason, connections }
+}
+
+/// A machine beside the hostile one, whose guest works, and now and then writes to a port that nobody has.
+struct Neighbour(Vmm);
+
+impl Neighbour {
+    fn start(share: &Path, socket: &Path) -> Self {
+        // again: mov ecx, 20000; pause; dec ecx; jnz -5; out 0x80, al; jmp again
+        let work = [0xB9, 0x20, 0x4E, 0, 0, 0xF3, 0x90, 0x49, 0x75, 0xFB, 0xE6, 0x80, 0xEB, 0xF2];
+        let vmm = machine(&work, share, socket);
+        assert!(matches!(vmm.event(), Event::Started(_)));
+        Self(vmm)
+    }
+
+    fn writes(&self) -> u64 {
+        self.0.control.send(&Request::Counters, &[]).unwrap();
+        let Event::Counters(counters) = self.0.event() else {
+            panic!("no counters of the machine beside it")
+        };
+        counters.exits.get("io_out").copied().unwrap_or(0)
+    }
+
+    /// Its guest works on, its VMM answers, and it ends when it is told to.
+    fn assert_undisturbed(self) {
+        let (before, deadline) = (self.writes(), Instant::now() + PATIENCE);
+        while self.writes() == before {
+            assert!(Instant::now() < deadline, "the guest of the machine beside it has stopped");
+            std::thread::yield_now();
+        }
+        self.0.control.send(&Request::Stop, &[]).unwrap();
+        let Event::Stopped { reason, .. } = self.0.event() else { panic!("no end of the machine beside it") };
+        assert_eq!(reason, StopReason::Stopped);
+        let Vmm { control, mut process } = self.0;
+        assert!(control.receive().unwrap().is_none());
+        assert!(process.wait().unwrap().success());
+    }
 }
 
 /// Takes the VMM's messages until it says that the machine has ended.

@@ -246,6 +246,9 @@ impl<'m> Chain<'m> {
 }
 
 #[cfg(test)]
+mod every_table;
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use virtio_queue::QueueOwnedT;
