@@ -1,9 +1,9 @@
 //! The host's files: virtio-fs that all containers of the pod take their roots and volumes from.
 
-use std::fs;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
+use std::{fs, io};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, major, minor, open, rmdir, stat, statx, unlink};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, rmdir, statx, unlink};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE, SHARE_PATH};
@@ -27,17 +27,21 @@ pub(super) fn mount() -> Result<()> {
         let action = || format!("mount the share {tag:?} on {}", place.display());
         fs::create_dir_all(&place).action(action)?;
         rustix::mount::mount(tag, &place, "virtiofs", MountFlags::empty(), None).action(action)?;
-        set_for_device_of(&place, "read_ahead_kb", READ_AHEAD_KIB)
-    })?;
-    set_for_device_of(&Path::new(SHARE_PATH).join(PRIVATE_SHARE), "max_ratio", MOST_UNWRITTEN_PERCENT)
+        let settings = device_settings(&place).action(action)?;
+        let set = |name: &str, value: &str| {
+            fs::write(settings.join(name), value)
+                .action(|| format!("set {name} of the share {tag:?} to {value}"))
+        };
+        set("read_ahead_kb", READ_AHEAD_KIB)?;
+        if tag == PRIVATE_SHARE { set("max_ratio", MOST_UNWRITTEN_PERCENT) } else { Ok(()) }
+    })
 }
 
-/// Sets what the kernel keeps for the device, so to speak, behind the file system at `place` (Linux,
-/// Documentation/ABI/testing/sysfs-class-bdi).
-fn set_for_device_of(place: &Path, name: &str, value: &str) -> Result<()> {
-    let action = || format!("set {name} of {} to {value}", place.display());
-    let device = stat(place).action(action)?.st_dev;
-    fs::write(format!("/sys/class/bdi/{}:{}/{name}", major(device), minor(device)), value).action(action)
+/// Where the kernel keeps the settings of the device, so to speak, behind the file system at `place` (Linux,
+/// Documentation/ABI/testing/sysfs-class-bdi). The host is not asked: the device's number is the guest's own.
+fn device_settings(place: &Path) -> io::Result<PathBuf> {
+    let status = statx(CWD, place, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+    Ok(PathBuf::from(format!("/sys/class/bdi/{}:{}", status.stx_dev_major, status.stx_dev_minor)))
 }
 
 /// Lets the kernel mount the volumes of the share that a container binds. Each is a file system of its own, mounted when a

@@ -38,24 +38,18 @@ impl Tasks {
         agent: &Agent,
     ) -> Result<(u32, u32), TaskError> {
         let mut attached = self.pod().block_devices().lock().await;
-        let position = match attached.iter().position(|attached| attached.is(device)) {
-            Some(position) => position,
-            None => {
-                let vm = self.pod().vm().map_err(TaskError::failed)?;
-                let place = block_devices::attach(device, vm.hot_plug()).await.map_err(TaskError::failed)?;
-                match self.take_into_use(place, agent).await {
-                    Ok(number) => attached.push(Attached::new(device, place, number)),
-                    Err(error) => {
-                        self.detach(place, Some(agent)).await;
-                        return Err(error);
-                    }
-                }
-                attached.len().saturating_sub(1)
-            }
-        };
-        let attached = attached.get_mut(position).ok_or_else(|| TaskError::failed("no such device"))?;
-        attached.users.push(container.to_owned());
-        Ok(attached.number)
+        if let Some(attached) = attached.iter_mut().find(|attached| attached.is(device)) {
+            attached.users.push(container.to_owned());
+            return Ok(attached.number);
+        }
+        let vm = self.pod().vm().map_err(TaskError::failed)?;
+        let place = block_devices::attach(device, vm.hot_plug()).await.map_err(TaskError::failed)?;
+        let taken = self.take_into_use(place, agent).await;
+        match &taken {
+            Ok(number) => attached.push(Attached::new(device, place, *number, container)),
+            Err(_) => self.detach(place, Some(agent)).await,
+        }
+        taken
     }
 
     async fn take_into_use(&self, place: PluggedDevice, agent: &Agent) -> Result<(u32, u32), TaskError> {

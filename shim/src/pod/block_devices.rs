@@ -64,10 +64,15 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    /// One that the guest has just got.
-    pub(crate) fn new(device: &HostBlockDevice, place: PluggedDevice, number: (u32, u32)) -> Self {
+    /// One that the guest has just got for the container `user`.
+    pub(crate) fn new(
+        device: &HostBlockDevice,
+        place: PluggedDevice,
+        number: (u32, u32),
+        user: &str,
+    ) -> Self {
         let (major, minor, read_only) = (device.major, device.minor, device.is_read_only());
-        Self { major, minor, read_only, place, number, users: Vec::new() }
+        Self { major, minor, read_only, place, number, users: vec![user.to_owned()] }
     }
 
     /// Whether it is this one, with the same rights.

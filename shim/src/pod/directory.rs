@@ -63,14 +63,22 @@ impl PodDirectory {
         self.base.join("timeline.json")
     }
 
+    /// Makes the directory, for the record of a pod that is not booted yet.
+    ///
+    /// # Errors
+    /// What the system returned, with the path.
+    pub(crate) fn reserve(&self) -> io::Result<()> {
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700).create(&self.base).map_err(at(&self.base))
+    }
+
     /// Makes the directory and mounts the share. What an earlier pod of the same name left is taken away first.
     ///
     /// # Errors
     /// What the system returned, with the path.
     pub(crate) fn create(&self) -> io::Result<()> {
         self.remove()?;
-        let mut private = fs::DirBuilder::new();
-        private.recursive(true).mode(0o700).create(&self.base).map_err(at(&self.base))?;
+        self.reserve()?;
         let regions = [PRIVATE_SHARE, LIVE_SHARE].map(|name| self.tree().join(name));
         for directory in [self.tree(), self.share()].iter().chain(&regions) {
             fs::DirBuilder::new().mode(0o755).create(directory).map_err(at(directory))?;

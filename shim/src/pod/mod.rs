@@ -12,6 +12,7 @@ pub(crate) mod timeline;
 pub(crate) mod vm;
 pub(crate) mod volumes;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -60,7 +61,7 @@ pub(crate) enum PodError {
     Cgroup(#[from] CgroupError),
     /// The pod's directory on the host.
     #[error("the pod's directory: {0}")]
-    Directory(#[source] std::io::Error),
+    Directory(#[source] io::Error),
     /// The network namespace.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -115,10 +116,21 @@ impl Pod {
         let id = spec.as_ref().ok().and_then(|spec| spec.sandbox_id(container).ok()).unwrap_or(container);
         let directory = PodDirectory::new(namespace, id);
         let pod = Self::new(namespace, id, directory, timeline);
-        if !matches!(&spec, Err(error) if error.is_missing()) {
+        if matches!(&spec, Err(error) if error.is_missing()) {
+            if let Err(error) = pod.record_shim() {
+                tracing::warn!(%error, "delete will not find this shim as long as there is no sandbox");
+            }
+        } else {
             pod.boot(spec, None);
         }
         pod
+    }
+
+    /// Has `delete` find the shim of a pod that is not booted yet.
+    fn record_shim(&self) -> io::Result<()> {
+        self.directory.reserve()?;
+        let shim = Process::of(std::process::id()).ok();
+        Record { shim, ..Record::default() }.write(&self.directory.record())
     }
 
     /// A pod of which nothing is known but its name.
@@ -294,9 +306,9 @@ impl Pod {
             };
             network::connect_later(&path, &known, queues, &note)
         });
-        connected.await.unwrap_or_else(|error| {
-            Err(NetworkError::host("reading the network")(std::io::Error::other(error)))
-        })
+        connected
+            .await
+            .unwrap_or_else(|error| Err(NetworkError::host("reading the network")(io::Error::other(error))))
     }
 
     /// Keeps what [`connect_later`](Self::connect_later) has tied, to be given back when the pod is over.
@@ -316,20 +328,18 @@ impl Pod {
 
     /// Notes that the shim is about to take the pod away, so that `delete` leaves it to it.
     pub(crate) fn announce_end(&self) {
-        // Without a record there is nothing that `delete` would not find by itself.
-        let Some(mut record) = Record::read(&self.directory.record()) else { return };
-        if std::mem::replace(&mut record.ending, true) {
-            return;
-        }
-        if let Err(error) = record.write(&self.directory.record()) {
-            tracing::warn!(%error, "delete will not know that the shim is taking the pod away");
+        match Record::change(&self.directory.record(), |record| record.ending = true) {
+            // Without a record there is nothing that `delete` would not find by itself.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "delete will not know that the shim is taking the pod away");
+            }
+            _ => {}
         }
     }
 
-    /// Ends the VM and takes everything of the pod away from the host. The directory goes last: as long as anything else
-    /// is there, its record tells `delete` of it, whatever becomes of the shim.
+    /// Ends the VM and takes everything of the pod away from the host, once that [is announced](Self::announce_end). The
+    /// directory goes last: as long as anything else is there, its record tells `delete` of it, whatever becomes of the shim.
     pub(crate) async fn tear_down(&self) {
-        self.announce_end();
         self.halt().await;
         if let Err(error) = self.directory.remove() {
             tracing::error!(%error, "the pod's directory stays behind");
@@ -408,4 +418,27 @@ fn boot(
         return Err(PodError::Directory(error));
     }
     Ok(vm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_that_waits_for_its_sandbox_is_known_to_who_cleans_up_and_its_end_is_announced() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = PodDirectory::below(root.path(), "default", "p");
+        let pod = Pod::new("default", "p", directory.clone(), Arc::new(Recorder::default()));
+        pod.announce_end();
+        assert_eq!(Record::read(&directory.record()), None, "nothing is there to be ended");
+
+        pod.record_shim().unwrap();
+        let shim = Process::of(std::process::id()).ok();
+        assert_eq!(Record::read(&directory.record()), Some(Record { shim, ..Record::default() }));
+        pod.announce_end();
+        assert_eq!(
+            Record::read(&directory.record()),
+            Some(Record { shim, ending: true, ..Record::default() })
+        );
+    }
 }

@@ -72,6 +72,8 @@ pub(super) enum DeviceError {
     GuestCid(u32),
     #[error("network interface {0}: {1}")]
     Net(usize, NetError),
+    #[error("the network interface: {0}")]
+    LaterNet(#[from] NetError),
     #[error("the network threads: {0}")]
     NetThreads(io::Error),
     #[error("the thread for block devices: {0}")]
@@ -99,10 +101,11 @@ impl LaterThreads {
         match device {
             Device::Block(device) => self.block(device, descriptors),
             Device::Interface(Interface { mac, mtu, queue_pairs }) => {
-                expect(usize::from(queue_pairs), &descriptors)?;
+                if descriptors.len() != usize::from(queue_pairs) {
+                    return Err(DeviceError::Descriptors(descriptors.len(), queue_pairs.into()));
+                }
                 let interface = InterfaceHost { mac, mtu, taps: descriptors };
-                let net = net(interface, self.net.clone()).map_err(|error| DeviceError::Net(0, error))?;
-                Ok(Box::new(net))
+                Ok(Box::new(net(interface, self.net.clone())?))
             }
         }
     }
@@ -112,17 +115,12 @@ impl LaterThreads {
         device: BlockDevice,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
-        expect(1, &descriptors)?;
+        let [file] = <[_; 1]>::try_from(descriptors)
+            .map_err(|descriptors| DeviceError::Descriptors(descriptors.len(), 1))?;
         let BlockDevice { sectors, block_size, read_only, id } = device;
-        let file = descriptors.into_iter().next().ok_or(DeviceError::Descriptors(0, 1))?;
         let threads = self.blk.clone();
         Ok(Box::new(Blk::new(BlkConfig { file, sectors, block_size, read_only, id, threads })?))
     }
-}
-
-fn expect(needed: usize, descriptors: &[OwnedFd]) -> Result<(), DeviceError> {
-    let came = descriptors.len();
-    if came == needed { Ok(()) } else { Err(DeviceError::Descriptors(came, needed)) }
 }
 
 /// The devices, in the order in which the guest sees them, and the threads of those that may come later. The calling
