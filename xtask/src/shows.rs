@@ -12,7 +12,7 @@ use saya_tests::lab::{self, Request};
 use crate::{artifacts, setup};
 
 /// What can be measured.
-const BENCHES: [&str; 6] = ["start", "boot", "memory", "stdio", "fs", SOAK];
+const BENCHES: [&str; 8] = ["start", "boot", "memory", "stdio", "fs", "net", "pod", SOAK];
 /// The one that is no measurement of speed and takes its time: only by its name.
 const SOAK: &str = "soak";
 
@@ -26,8 +26,8 @@ const TIME_LIMIT_OF_POD: Duration = Duration::from_secs(30);
 #[derive(Debug, Args)]
 pub(crate) struct BenchOptions {
     /// What to measure: the start of a container, the boot of a microVM (counted in instructions), memory per pod,
-    /// the rate of standard streams, the root file system; or what many pods leave on the host (soak). All but the last if
-    /// nothing is named.
+    /// the rate of standard streams, the root file system, the network, the start of pods under CRI; or what many pods leave
+    /// on the host (soak). All but the last if nothing is named.
     #[arg(value_parser = BENCHES)]
     name: Option<String>,
     /// How often; with soak, how many pods one after the other (300 is what it was made for), with waves of 10 at once between.

@@ -7,6 +7,8 @@ pub mod exits;
 pub mod fs;
 pub mod memory;
 pub mod monitors;
+pub mod net;
+pub mod pod;
 pub mod runtimes;
 pub mod soak;
 pub mod start;

@@ -17,6 +17,9 @@ pub const REDIS: &str = "docker.io/library/redis:latest";
 /// The image of a server of web pages.
 pub const NGINX: &str = "docker.io/library/nginx:latest";
 
+/// The image of a program that measures networks.
+pub const IPERF3: &str = "docker.io/library/iperf3:latest";
+
 /// One way to run a container.
 #[derive(Debug, Clone)]
 pub struct Runtime {

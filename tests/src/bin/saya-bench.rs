@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use saya_tests::bench::boot::BootFigures;
-use saya_tests::bench::{boot, fs, memory, monitors, soak, start, stdio, write_json};
+use saya_tests::bench::{boot, fs, memory, monitors, net, pod, soak, start, stdio, write_json};
 
 const USAGE: &str =
-    "usage: saya-bench start|memory|stdio|fs|boot|boot-icount|soak OUTPUT-DIRECTORY [RUNS [MIB]]";
+    "usage: saya-bench start|memory|stdio|fs|net|pod|boot|boot-icount|soak OUTPUT-DIRECTORY [RUNS [MIB]]";
 
 /// How much passes through standard streams if nothing else is said.
 const STDIO_MEBIBYTES: u32 = 64;
@@ -38,6 +38,16 @@ fn main() -> anyhow::Result<()> {
             let figures = fs::measure(runs, &output)?;
             write_json(&output, "fs", &figures)?;
             println!("{}", fs::table(&figures));
+        }
+        "net" => {
+            let figures = net::measure(runs, &output)?;
+            write_json(&output, "net", &figures)?;
+            println!("{}", net::table(&figures));
+        }
+        "pod" => {
+            let figures = pod::measure(runs, &output)?;
+            write_json(&output, "pod", &figures)?;
+            println!("{}", pod::table(&figures));
         }
         "soak" => {
             let figures = soak::measure(runs)?;

@@ -59,6 +59,17 @@ const NGINX: Program = Program {
     ],
 };
 
+const IPERF3: Program = Program {
+    image: "docker.io/library/iperf3:latest",
+    entry: "image-iperf3",
+    packages: &["iperf3"],
+    family: "iperf3",
+    command: &["iperf3", "--server"],
+    directory: "/tmp",
+    user: "iperf3",
+    files: &[],
+};
+
 /// What is not needed to run.
 const UNUSED: [&str; 5] = ["usr/share", "etc/init.d", "etc/logrotate.d", "usr/lib/systemd", "lib/systemd"];
 const APPLETS: [&str; 9] = ["sh", "cat", "id", "ls", "ps", "sleep", "true", "wc", "grep"];
@@ -69,7 +80,7 @@ const APPLETS: [&str; 9] = ["sh", "cat", "id", "ls", "ps", "sleep", "true", "wc"
 ///
 /// A package cannot be had.
 pub(super) fn archives() -> Result<Vec<PathBuf>> {
-    [&REDIS, &NGINX].into_iter().map(Program::archive).collect()
+    [&REDIS, &NGINX, &IPERF3].into_iter().map(Program::archive).collect()
 }
 
 impl Program {
