@@ -11,7 +11,7 @@ use crate::ctr::{ctr, finish};
 use crate::e2e::context::{Context, NotApplicable, eventually};
 
 /// The lab's runtime handler with `sandboxer = "shim"`.
-const HANDLER: &str = "kata-sandbox";
+pub(super) const HANDLER: &str = "kata-sandbox";
 
 pub(super) fn pod(context: &Context) -> anyhow::Result<()> {
     context.for_ours_alone("runc has its pods made by containerd")?;
