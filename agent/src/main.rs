@@ -7,6 +7,7 @@
 //! It has one thread. Containers and their processes begin as clones of it, and what a clone may do follows from that.
 
 mod boot;
+mod clock;
 mod container;
 mod devices;
 mod error;
@@ -14,6 +15,7 @@ mod forward;
 mod kernel_log;
 mod network;
 mod pod;
+mod ports;
 mod power;
 mod process;
 mod reaper;

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use rustix::time::{ClockId, clock_gettime};
 use saya_agent_api::{AGENT_PORT, LOOPBACK_PORT, READY_PORT, STREAM_PORT};
 
+use crate::clock;
 use crate::kernel_log;
 use crate::sys::vsock;
 use crate::transport::Listener;
@@ -69,6 +70,7 @@ pub(crate) fn bring_up(entered: u64) -> Result<(Listeners, ReadyConnection), Boo
     kernel_log::to_kernel().step("open /dev/kmsg")?;
     let listeners = listen()?;
     let ready = announce(entered)?;
+    clock::set().step("set the clock")?;
     mounts::remaining()?;
     loopback::bring_up().step("bring up lo")?;
     limits::raise().step("raise the limit of open files")?;

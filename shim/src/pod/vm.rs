@@ -25,7 +25,6 @@ use super::hot_plug::HotPlug;
 use super::process::{self, Diagnostics};
 use super::timeline::Recorder;
 use crate::cgroup;
-use crate::clock::wall_ns;
 use crate::config::Config;
 use crate::network::{PodInterface, PodNetwork};
 use crate::readiness::register;
@@ -458,8 +457,7 @@ async fn converse(
 }
 
 impl Greeting {
-    async fn tell(mut self, agent: &Agent) -> ttrpc::Result<()> {
-        self.sandbox.wall_clock_nanoseconds = wall_ns();
+    async fn tell(self, agent: &Agent) -> ttrpc::Result<()> {
         agent.ask(agent.calls().configure_sandbox(no_timeout(), &self.sandbox)).await?;
         if let Some(network) = &self.network {
             agent.ask(agent.calls().configure_network(no_timeout(), network)).await?;

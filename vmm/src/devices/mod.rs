@@ -1,5 +1,6 @@
 //! The devices that the guest sees.
 
+pub mod clock;
 pub mod console;
 pub mod io_apic;
 pub mod power;

@@ -25,6 +25,7 @@ use crate::control::{PluggedDevice, StopReason, Timeline};
 use crate::cpu::cpuid::Supported;
 use crate::cpu::thread::{Machine, StartSignal, handle_interrupt_signal};
 use crate::cpu::{CpuidError, ExitCounters, Topology, Vcpu, VcpuError, VcpuThread};
+use crate::devices::clock::{CLOCK_PORT, CLOCK_PORTS, Clock};
 use crate::devices::console::{Console, SERIAL_PORT, SERIAL_PORTS, SerialPort};
 use crate::devices::io_apic::{IO_APIC_SIZE, IoApic};
 use crate::devices::power::{KEYBOARD_COMMAND_PORT, KeyboardController, POWER_PORT, Power};
@@ -403,6 +404,7 @@ fn ports(console: &Console) -> Result<Bus, BuildError> {
     let serial = SerialPort::new(console.clone());
     ports.insert(SERIAL_PORT, SERIAL_PORTS, Arc::new(Mutex::new(serial)))?;
     ports.insert(POWER_PORT, 1, Arc::new(Mutex::new(Power)))?;
+    ports.insert(CLOCK_PORT, CLOCK_PORTS, Arc::new(Mutex::new(Clock::default())))?;
     ports.insert(KEYBOARD_COMMAND_PORT, 1, Arc::new(Mutex::new(KeyboardController)))?;
     Ok(ports)
 }

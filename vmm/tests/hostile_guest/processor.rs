@@ -16,7 +16,7 @@ fn every_port_is_read_and_written_and_the_machine_goes_on() {
 #[test]
 fn wide_accesses_to_ports_are_answered_too() {
     let mut code = Code::default();
-    for port in [0x20u16, 0x3F8, 0x603, 0x604, 0x605, 0xCF8, 0xFFFD, 0xFFFF] {
+    for port in [0x20u16, 0x3F8, 0x603, 0x604, 0x605, 0x610, 0x614, 0xCF8, 0xFFFD, 0xFFFF] {
         code.bytes(&[0x66, 0xBA]); // mov dx, port
         code.bytes(&port.to_le_bytes());
         // in eax, dx; in ax, dx; mov eax, 0xa5a5a5a5; out dx, eax; out dx, ax
