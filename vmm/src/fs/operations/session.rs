@@ -53,6 +53,8 @@ impl FileSystem {
         self.begin_session();
     }
 
+    /// Not `ATOMIC_O_TRUNC`: with it Linux has the file truncated before it looks whether the file is being executed, and refuses
+    /// the open (`ETXTBSY`) when the program is gone already.
     fn wanted(&self) -> InitFlags {
         let mut wanted = InitFlags::ASYNC_READ
             | InitFlags::BIG_WRITES
@@ -69,8 +71,6 @@ impl FileSystem {
             | InitFlags::HANDLE_KILLPRIV_V2
             | InitFlags::SETXATTR_EXT
             | InitFlags::INIT_EXT;
-        // With unannounced opens the truncation must come on its own.
-        wanted.set(InitFlags::ATOMIC_O_TRUNC, !self.implicit_opens);
         wanted.set(InitFlags::WRITEBACK_CACHE, self.writeback_allowed);
         wanted
     }

@@ -85,6 +85,7 @@ fn only_what_both_sides_want_is_agreed_on() {
         let agreed = InitFlags::from_bits_retain(u64::from(client.negotiated.flags));
         assert!(agreed.contains(InitFlags::SUBMOUNTS | InitFlags::HANDLE_KILLPRIV_V2 | InitFlags::MAX_PAGES));
         assert!(!agreed.contains(InitFlags::WRITEBACK_CACHE), "it was not allowed");
+        assert!(!agreed.contains(InitFlags::ATOMIC_O_TRUNC), "a program that runs would be truncated");
         assert_eq!((client.negotiated.major, client.negotiated.minor), (7, 38));
         assert_eq!((client.negotiated.max_write, client.negotiated.max_pages), (1 << 20, 256));
         let none = InitIn { major: 7, minor: 50, max_readahead: u32::MAX, flags: 0 };
