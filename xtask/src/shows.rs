@@ -12,15 +12,19 @@ use saya_tests::lab::{self, Request};
 use crate::{artifacts, setup};
 
 /// What can be measured.
-const BENCHES: [&str; 8] = ["start", "boot", "memory", "stdio", "fs", "net", "pod", SOAK];
+const BENCHES: [&str; 8] = ["start", "boot", "memory", STDIO, "fs", "net", "pod", SOAK];
+/// The one that moves as much as one likes.
+const STDIO: &str = "stdio";
 /// The one that is no measurement of speed and takes its time: only by its name.
 const SOAK: &str = "soak";
 
 /// How long a demonstration or a measurement may take in a virtual machine: many times what it needs, so that one that
 /// hangs is ended and says so.
 const TIME_LIMIT: Duration = Duration::from_secs(1800);
-/// The same for each pod of a soak.
+/// What each pod of a soak may take on top.
 const TIME_LIMIT_OF_POD: Duration = Duration::from_secs(30);
+/// What each MiB that passes three ways through the streams of two runtimes may take on top.
+const TIME_LIMIT_OF_MEBIBYTE: Duration = Duration::from_secs(3);
 
 /// Which measurement.
 #[derive(Debug, Args)]
@@ -65,8 +69,12 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<ExitCode> {
         let name = if counted { "boot-icount" } else { name };
         let numbers = [options.runs, options.mebibytes].map(|number| number.to_string());
         let arguments = [vec![name.to_owned(), results.display().to_string()], numbers.to_vec()].concat();
-        let limit = if name == SOAK { TIME_LIMIT + TIME_LIMIT_OF_POD * options.runs } else { TIME_LIMIT };
-        let status = in_lab("saya-bench", arguments, no_build, counted, limit)?;
+        let more = match name {
+            SOAK => TIME_LIMIT_OF_POD.saturating_mul(options.runs),
+            STDIO => TIME_LIMIT_OF_MEBIBYTE.saturating_mul(options.runs).saturating_mul(options.mebibytes),
+            _ => Duration::ZERO,
+        };
+        let status = in_lab("saya-bench", arguments, no_build, counted, TIME_LIMIT.saturating_add(more))?;
         for kind in ["json", "svg"] {
             keep(&results.join(format!("{name}.{kind}")))?;
         }

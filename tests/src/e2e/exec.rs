@@ -1,7 +1,7 @@
 //! Further processes in a running container.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 use std::thread;
 
@@ -257,7 +257,8 @@ fn stalled_reader(context: &Context) -> anyhow::Result<()> {
     output.read_exact(&mut chunk)?;
     ensure!(chunk.chunks(2).all(|line| line == b"y\n"), "the stalled output came back damaged");
     ctr(["task", "kill", "--exec-id", "stalled", "--signal", "SIGKILL", "exec-stall"])?;
-    drop(output);
+    // `ctr` would die of a reader that goes away while it still has output.
+    io::copy(&mut output, &mut io::sink())?;
     ensure!(stalled.wait()?.code() == Some(137), "the stalled process did not end by SIGKILL");
     container.remove()
 }

@@ -59,7 +59,8 @@ const SOCKETS: &str = "file /run/containerd/s/";
 const CONTAINERD_NOISE: usize = 6;
 
 fn short(context: &Context) -> anyhow::Result<()> {
-    all_of(context, SHORT.iter().map(|&(parts, moment)| (parts, moment, Duration::ZERO)))
+    let cases = SHORT.iter().filter(|(parts, moment)| all_there(context, parts, *moment));
+    all_of(context, cases.map(|&(parts, moment)| (parts, moment, Duration::ZERO)))
 }
 
 fn shims(context: &Context) -> anyhow::Result<()> {
@@ -91,12 +92,16 @@ fn pairs(context: &Context) -> anyhow::Result<()> {
 
 fn all_moments(context: &Context, parts: &'static [Part]) -> anyhow::Result<()> {
     context.in_the_long_form_alone()?;
-    let moments = Moment::ALL.into_iter().filter(|moment| parts.iter().all(|part| part.is_there(*moment)));
+    let moments = Moment::ALL.into_iter().filter(|moment| all_there(context, parts, *moment));
     let cases = moments.flat_map(|moment| {
         let delays = if moment.passes() { &DELAYS[..] } else { &DELAYS[..1] };
         delays.iter().map(move |&delay| (parts, moment, delay))
     });
     all_of(context, cases)
+}
+
+fn all_there(context: &Context, parts: &[Part], moment: Moment) -> bool {
+    parts.iter().all(|part| part.is_there(context, moment))
 }
 
 type Case = (&'static [Part], Moment, Duration);
@@ -227,9 +232,10 @@ fn check(
     let mut left = Vec::new();
     eventually("nothing is left", || {
         left = before.leaked_by(&Holdings::now());
-        if moment == Moment::Creating {
+        if moment == Moment::Creating || context.is_control() {
             // Nobody asks for the socket of a shim that died before containerd had connected to it, whatever the
-            // runtime; the next shim of the name takes it over.
+            // runtime; the next shim of the name takes it over. runc's shim never removes the socket of one that was killed
+            // (containerd's issue 11292).
             left.retain(|thing| !thing.starts_with(SOCKETS));
         }
         if namespace.contents()? != network {

@@ -67,7 +67,7 @@ impl Stage {
                 let child = quiet(context.run_command(&flags, BUSYBOX, name, &idle))?;
                 let awaited = parts.first().copied();
                 eventually("the shim or the VMM is there", || {
-                    Ok(if awaited == Some(Part::Vmm) && !context.is_control() {
+                    Ok(if awaited == Some(Part::Vmm) {
                         part::vmm(name).is_ok()
                     } else {
                         shim_of(name).is_ok()

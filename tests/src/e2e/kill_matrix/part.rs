@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::moment::Moment;
 use crate::containerd;
 use crate::ctr::ctr;
+use crate::e2e::context::Context;
 use crate::e2e::task_api::shim_of;
 
 /// A part of a pod, or of what it lives on.
@@ -28,9 +29,11 @@ pub(super) enum Part {
 
 impl Part {
     /// Whether it is there, and can be reached, at the moment.
-    pub(super) fn is_there(self, moment: Moment) -> bool {
+    pub(super) fn is_there(self, context: &Context, moment: Moment) -> bool {
         match self {
-            Self::Shim | Self::Vmm => true,
+            Self::Shim => true,
+            Self::Vmm if context.is_control() => Self::Process.is_there(context, moment),
+            Self::Vmm => true,
             // containerd 1.6 knows nothing of a shim that it had started and not asked for a task when it was killed, whatever the
             // runtime (github.com/containerd/containerd/issues/6860).
             Self::Containerd => moment != Moment::Creating,
