@@ -83,19 +83,20 @@ fn processes_of(executable: &str) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Adds up the `Pss:` lines of an smaps file, in KiB: all mappings but the guest's memory, and that (a memfd).
+/// What marks the guest's memory among `VmFlags` (proc(5)): neither in core dumps nor copied to children. A shim or VMM has no
+/// other such mapping.
+const GUEST_MEMORY: [&str; 2] = ["dd", "dc"];
+
+/// Adds up the `Pss:` lines of an smaps file, in KiB: all mappings but the guest's memory, and that. The flags of a
+/// mapping come last.
 fn split_pss(smaps: &str) -> (u64, u64) {
-    let (mut overhead, mut guest, mut in_guest) = (0, 0, false);
+    let (mut overhead, mut guest, mut pss) = (0, 0, 0);
     for line in smaps.lines() {
         if let Some(value) = line.strip_prefix("Pss:") {
-            let kib: u64 = value.trim().trim_end_matches(" kB").parse().unwrap_or(0);
-            if in_guest { guest += kib } else { overhead += kib }
-        } else if line
-            .split_whitespace()
-            .next()
-            .is_some_and(|first| first.contains('-') && !first.ends_with(':'))
-        {
-            in_guest = line.contains("/memfd:guest");
+            pss = value.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+        } else if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let is_guest = GUEST_MEMORY.iter().all(|flag| flags.split_whitespace().any(|one| one == *flag));
+            if is_guest { guest += pss } else { overhead += pss }
         }
     }
     (overhead, guest)
@@ -135,9 +136,9 @@ mod tests {
 
     #[test]
     fn guest_memory_is_told_from_the_rest() {
-        let smaps = "55d0-55d1 r-xp 00000000 fe:00 12 /usr/local/bin/shim\nPss:                 100 kB\nRss: 5 kB\n\
-                     7f00-7f10 rw-s 00000000 00:01 7 /memfd:guest-memory (deleted)\nPss:  4096 kB\n\
-                     7f20-7f21 rw-p 00000000 00:00 0 [heap]\nPss: 20 kB\n";
+        let smaps = "55d0-55d1 r-xp 00000000 fe:00 12 /usr/local/bin/shim\nRss: 5 kB\nPss: 100 kB\nVmFlags: rd ex mr\n\
+                     7f00-7f10 rw-p 00000000 00:00 0\nPss:  4096 kB\nPss_Dirty: 9 kB\nVmFlags: rd wr dc dd hg\n\
+                     7f20-7f21 r--p 00000000 00:00 0 [vvar]\nPss: 20 kB\nVmFlags: rd mr pf io de dd\n";
         assert_eq!(split_pss(smaps), (120, 4096));
     }
 }

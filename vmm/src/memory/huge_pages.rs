@@ -1,26 +1,27 @@
 //! Backing parts of guest memory by 2 MiB pages before the guest touches them.
 //!
-//! Each page that the guest touches first is an exit in which KVM looks the host's page up, 4 KiB or 2 MiB at a time.
-//! Hosts rarely give shared memory large pages by themselves (`transparent_hugepage/shmem_enabled` is `never` almost
-//! everywhere), but collapse small pages into large ones on request, whatever that setting (Linux 6.1 and later).
+//! Each page that the guest touches first is an exit in which KVM looks the host's page up, 4 KiB or 2 MiB at a time. A host
+//! whose `transparent_hugepage/enabled` is `always` or `madvise`, as it is almost everywhere, gives guest memory a large
+//! page at the first touch.
 
-use std::io;
 use std::ops::Range;
 
+use rustix::mm::{Advice, madvise};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{GuestMemory, HUGE_PAGE};
 
-/// `MADV_COLLAPSE` (Linux, include/uapi/asm-generic/mman-common.h).
-const MADV_COLLAPSE: libc::c_int = 25;
-
 /// The size of a large page as lengths in this process are counted.
 const LENGTH: usize = HUGE_PAGE as usize;
 
-/// Asks the host to back `range`, extended to whole large pages, by large pages. A host that cannot leaves small ones
-/// behind, with which everything works, only slower.
+/// What of a large page is touched.
+const TOUCHED: usize = 4096;
+
+/// Has the host back `range`, extended to whole large pages, by large pages, without changing what it holds. A host that
+/// gives none, or does not know the advice (before Linux 5.14), leaves it as it is, with which everything works, only
+/// slower.
 pub fn back_by_huge_pages(memory: &GuestMemory, range: &Range<u64>) {
-    pages(memory, range).for_each(|pages| collapse(&pages));
+    pages(memory, range).for_each(|pages| pages.touch());
 }
 
 /// Large pages of a region's mapping, one behind the other.
@@ -30,6 +31,18 @@ struct Pages {
     address: u64,
     start: *mut u8,
     count: usize,
+}
+
+impl Pages {
+    /// Touches each, as if to write. Where the host gives no large pages, that is one small page of 512: the guest may
+    /// never use the others.
+    fn touch(&self) {
+        for index in 0..self.count {
+            let page = self.start.wrapping_add(index * LENGTH);
+            // SAFETY: the page lies in guest memory, which is never unmapped, and the advice changes no byte of it.
+            let _ = unsafe { madvise(page.cast(), TOUCHED, Advice::LinuxPopulateWrite) };
+        }
+    }
 }
 
 /// The large pages of each region that `range` touches, as far as they lie within the region.
@@ -44,30 +57,6 @@ fn pages(memory: &GuestMemory, range: &Range<u64>) -> impl Iterator<Item = Pages
         let mapped = region.as_ptr().wrapping_add(usize::try_from(start).ok()?);
         (count > 0).then_some(Pages { address: region_start + start, start: mapped, count })
     })
-}
-
-/// Makes large pages of them.
-fn collapse(pages: &Pages) {
-    for index in 0..pages.count {
-        // The host does not collapse what is wholly empty: a read makes a page.
-        // SAFETY: the page lies in guest memory, which is mapped for as long as the process lives; the guest may write
-        // to it at any time, hence volatile.
-        unsafe { pages.start.wrapping_add(index * LENGTH).read_volatile() };
-    }
-    // One call for all of them: with each the host waits until all its processors have put away their newest pages.
-    // EAGAIN says that some page was in use just then; what is done already takes no time again.
-    let again = |result: &io::Result<()>| {
-        result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-    };
-    if again(&request(pages)) {
-        let _ = request(pages);
-    }
-}
-
-fn request(pages: &Pages) -> io::Result<()> {
-    // SAFETY: the pages lie in guest memory, whose contents the call does not change.
-    let result = unsafe { libc::madvise(pages.start.cast(), pages.count * LENGTH, MADV_COLLAPSE) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -1,18 +1,17 @@
-//! Guest memory: one memfd, mapped below and above the device gap.
+//! Guest memory: anonymous memory of this process, below and above the device gap.
+//!
+//! Nobody else maps it, and private anonymous memory is what hosts give large pages.
 
 mod discard;
 mod huge_pages;
 mod sizing;
 
-use std::fs::File;
 use std::io;
 use std::ptr;
-use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestRegionMmap};
 
 pub use discard::{DiscardError, discard};
 pub use huge_pages::back_by_huge_pages;
@@ -31,12 +30,10 @@ pub enum MemoryError {
     #[error(transparent)]
     Size(#[from] SizeError),
     /// The host refused.
-    #[error("cannot get {mib} MiB of guest memory: {step}: {source}")]
+    #[error("cannot get {mib} MiB of guest memory: {source}")]
     Host {
         /// What was asked for.
         mib: u64,
-        /// The step that failed.
-        step: &'static str,
         /// The host's answer.
         source: io::Error,
     },
@@ -59,20 +56,11 @@ pub enum MemoryError {
 /// An impossible size, or the host's refusal.
 pub fn allocate(mib: u64) -> Result<GuestMemory, MemoryError> {
     let bytes = sizing::checked_bytes(mib)?;
-    let host = |step| move |error: rustix::io::Errno| MemoryError::Host { mib, step, source: error.into() };
     let layout = |reason: &dyn std::fmt::Display| MemoryError::Layout { mib, reason: reason.to_string() };
-
-    let memfd = memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .map_err(host("memfd_create"))?;
-    ftruncate(&memfd, bytes).map_err(host("ftruncate"))?;
-    fcntl_add_seals(&memfd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)
-        .map_err(host("F_ADD_SEALS"))?;
-    let memfd = Arc::new(File::from(memfd));
 
     let mut regions = Vec::new();
     for part in sizing::parts(bytes) {
-        let mapping = map(FileOffset::from_arc(Arc::clone(&memfd), part.offset), part.length)
-            .map_err(|source| MemoryError::Host { mib, step: "mmap", source })?;
+        let mapping = map(part.length).map_err(|source| MemoryError::Host { mib, source })?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(part.address))
             .ok_or_else(|| layout(&"a region exceeds the address space"))?;
         regions.push(region);
@@ -80,36 +68,28 @@ pub fn allocate(mib: u64) -> Result<GuestMemory, MemoryError> {
     GuestMemory::from_regions(regions).map_err(|error| layout(&error))
 }
 
-/// Maps `length` bytes of the memfd at an address aligned to [`HUGE_PAGE`], without core dumps.
-fn map(file: FileOffset, length: usize) -> io::Result<MmapRegion<()>> {
+/// Maps `length` bytes at an address aligned to [`HUGE_PAGE`], neither for core dumps nor for children, between pages that
+/// nobody can access.
+fn map(length: usize) -> io::Result<MmapRegion<()>> {
     let slack = usize::try_from(HUGE_PAGE).map_err(io::Error::other)?;
     let room = length.checked_add(slack).ok_or(io::ErrorKind::OutOfMemory)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nobody's memory.
-    let reservation = unsafe {
-        mmap_anonymous(ptr::null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
-    }?;
-    let aligned = reservation.map_addr(|address| address.next_multiple_of(slack));
-    // SAFETY: `aligned..aligned + length` lies inside the reservation just made, which nobody else knows.
-    let address = unsafe {
-        mmap(
-            aligned,
-            length,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE,
-            file.file(),
-            file.start(),
-        )
-    }?;
-    // SAFETY: advice not to dump does not change what the mapping holds.
-    unsafe { madvise(address, length, Advice::LinuxDontDump) }?;
-    // Where the host gives shared memory large pages on advice (`shmem_enabled` is `advise`). A host without large pages
-    // does not know the advice.
+    let reservation = unsafe { mmap_anonymous(ptr::null_mut(), room, ProtFlags::empty(), flags) }?;
+    let address = reservation.map_addr(|address| address.next_multiple_of(slack));
+    // SAFETY: `address..address + length` lies inside the reservation just made, which nobody else knows.
+    unsafe { mprotect(address, length, MprotectFlags::READ | MprotectFlags::WRITE) }?;
+    for advice in [Advice::LinuxDontDump, Advice::LinuxDontFork] {
+        // SAFETY: neither changes what the mapping holds for this process, which makes no children.
+        unsafe { madvise(address, length, advice) }?;
+    }
+    // For hosts that give large pages on advice (`transparent_hugepage/enabled` is `madvise`). A kernel without them does
+    // not know the advice.
     // SAFETY: advice on the size of pages does not change what the mapping holds.
     let _ = unsafe { madvise(address, length, Advice::LinuxHugepage) };
     let builder = MmapRegionBuilder::new(length)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-        .with_file_offset(file);
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
     // SAFETY: the mapping covers `length` bytes from `address` and is never unmapped.
     let builder = unsafe { builder.with_raw_mmap_pointer(address.cast()) };
     builder.build().map_err(io::Error::other)
@@ -141,9 +121,23 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_guest_memory_cannot_change_afterwards() {
+    fn what_is_beside_guest_memory_cannot_be_accessed() {
         let memory = allocate(32).unwrap();
-        let file = memory.iter().next().unwrap().file_offset().unwrap().arc().clone();
-        assert!(file.set_len(1).is_err());
+        let region = memory.iter().next().unwrap();
+        let begin = region.as_ptr() as u64;
+        let end = begin + region.len();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let access_at = |address: u64| {
+            maps.lines().find_map(|line| {
+                let (range, rest) = line.split_once(' ')?;
+                let (first, last) = range.split_once('-')?;
+                let range = u64::from_str_radix(first, 16).ok()?..u64::from_str_radix(last, 16).ok()?;
+                range.contains(&address).then(|| rest[..4].to_owned())
+            })
+        };
+        assert_eq!([begin, end - 1].map(access_at), [Some("rw-p".into()), Some("rw-p".into())]);
+        // The room that is left over by the alignment lies before, behind, or on both sides.
+        let beside = [begin - 1, end].map(access_at);
+        assert!(beside.contains(&Some("---p".into())), "{beside:?}");
     }
 }

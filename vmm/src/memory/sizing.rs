@@ -33,8 +33,6 @@ pub enum SizeError {
 pub(super) struct Part {
     /// Where the guest sees it.
     pub(super) address: u64,
-    /// Where it lies in the memfd.
-    pub(super) offset: u64,
     /// Its length in bytes.
     pub(super) length: usize,
 }
@@ -64,11 +62,11 @@ fn host_mib() -> u64 {
 /// Low memory up to the gap, the rest beyond it.
 pub(super) fn parts(bytes: u64) -> Vec<Part> {
     let low = bytes.min(GAP_START);
-    [(0, 0, low), (GAP_END, low, bytes - low)]
+    [(0, low), (GAP_END, bytes - low)]
         .into_iter()
-        .filter_map(|(address, offset, length)| {
+        .filter_map(|(address, length)| {
             let length = usize::try_from(length).ok().filter(|&length| length > 0)?;
-            Some(Part { address, offset, length })
+            Some(Part { address, length })
         })
         .collect()
 }
@@ -95,10 +93,10 @@ mod tests {
     }
 
     #[test]
-    fn the_gap_splits_memory_and_the_file_has_no_hole() {
+    fn the_gap_splits_memory() {
         let bytes = GAP_START + 4096;
-        let low = Part { address: 0, offset: 0, length: GAP_START as usize };
-        let high = Part { address: GAP_END, offset: GAP_START, length: 4096 };
+        let low = Part { address: 0, length: GAP_START as usize };
+        let high = Part { address: GAP_END, length: 4096 };
         assert_eq!(parts(bytes), [low, high]);
         assert_eq!(parts(GAP_START).len(), 1);
     }

@@ -92,8 +92,8 @@ fn judge_memory(available: Option<u64>, pod: u64) -> Finding {
     }
 }
 
-/// Which shared memory, the guests' among it, the kernel gives large pages (Linux, Documentation/admin-guide/mm/transhuge.rst).
-const LARGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+/// Which memory the kernel gives large pages (Linux, Documentation/admin-guide/mm/transhuge.rst). The VMM asks for them.
+const LARGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 pub(super) fn large_pages() -> Finding {
     judge_large_pages(&fs::read_to_string(LARGE_PAGES).unwrap_or_default())
@@ -105,14 +105,12 @@ fn judge_large_pages(setting: &str) -> Finding {
     let chosen = setting.split_whitespace().find_map(|value| value.strip_prefix('[')?.strip_suffix(']'));
     match chosen {
         None => Finding::good(SUBJECT, "the kernel has none to give"),
-        Some("never" | "deny") => Finding::improvable(
+        Some("never") => Finding::improvable(
             SUBJECT,
-            "for what a guest uses first",
-            format!(
-                "echo advise > {LARGE_PAGES} gives them to all of its memory: fewer page faults, more memory for each pod"
-            ),
+            "none",
+            format!("echo madvise > {LARGE_PAGES} gives them to guests: fewer page faults, a quicker start"),
         ),
-        Some(chosen) => Finding::good(SUBJECT, format!("for all of a guest's memory ({chosen})")),
+        Some(chosen) => Finding::good(SUBJECT, format!("for guest memory ({chosen})")),
     }
 }
 
@@ -186,9 +184,9 @@ mod tests {
 
     #[test]
     fn large_pages_that_guests_could_have_are_a_hint_and_no_doubt() {
-        let hint = judge_large_pages("always within_size advise [never] deny force\n");
+        let hint = judge_large_pages("always madvise [never]\n");
         assert!(hint.verdict == Verdict::Good && hint.remedy.is_some(), "{hint}");
-        let good = judge_large_pages("always within_size [advise] never deny force\n");
+        let good = judge_large_pages("always [madvise] never\n");
         assert!(good.verdict == Verdict::Good && good.remedy.is_none(), "{good}");
         assert_eq!(judge_large_pages("").verdict, Verdict::Good);
     }

@@ -1,5 +1,6 @@
 //! A container's file system under other people's programs and suites. docs/limits.md says where it differs from ext4.
 
+mod privileges;
 mod programs;
 mod suites;
 mod volumes;
@@ -10,6 +11,10 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "a_root_file_system_passes_a_posix_suite", check: suites::posix },
     Test { name: "what_is_written_anywhere_in_a_file_is_read_back", check: suites::exerciser },
     Test { name: "git_tar_sqlite_and_a_package_manager_find_what_they_rely_on", check: programs::tools },
+    Test {
+        name: "writes_take_set_id_bits_and_capabilities_as_on_any_file_system",
+        check: privileges::lost_by_writes,
+    },
     Test { name: "names_holes_and_full_disks_are_as_on_any_file_system", check: programs::edges },
     Test {
         name: "two_containers_of_a_pod_that_map_one_file_share_its_memory",

@@ -165,7 +165,7 @@ const MAIN: &[Rule] = &[
     only(SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64], "the event loop: a duplicate of what is waited for"),
     usual(SYS_recvmsg, "the control socket: requests of the shim"),
     usual(SYS_sendmsg, "the control socket: the end of the machine, counters"),
-    usual(SYS_fallocate, "balloon: guest memory goes back to the host"),
+    only(SYS_madvise, 2, &[MADV_DONTNEED as u64], "balloon: guest memory goes back to the host"),
     rarely_only(SYS_ioctl, 1, &[KVM_IOEVENTFD, KVM_IRQFD], "a device comes or goes while the machine runs"),
     rare(SYS_eventfd2, "a device comes: its notifications and its interrupt"),
     rarely_only(
