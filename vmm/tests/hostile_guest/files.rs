@@ -144,7 +144,7 @@ fn requests_for_files_of_any_kind_are_answered_and_nothing_outside_the_share_cha
             std::fs::write(share.join("file"), "content").unwrap();
             std::os::unix::fs::symlink(&secret, share.join("link")).unwrap();
         };
-        let end = run(&guest(seed), Bounds { descriptors: 96 + 64 }, fill, |_| {});
+        let end = run(&guest(seed), Bounds { descriptors: 96 + 64, ..Bounds::default() }, fill, |_| {});
         if let Some(end) = end {
             assert_eq!(end.reason, StopReason::PoweredOff, "seed {seed}");
         }

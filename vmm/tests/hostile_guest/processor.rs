@@ -1,9 +1,14 @@
 //! What a processor can do without any device: ports, model-specific registers, hypercalls, nonsense.
 
+use std::time::Duration;
+
 use saya_vmm::control::StopReason;
 
 use crate::assembler::Code;
-use crate::machine::{assert_survived, run_without_files};
+use crate::machine::{Bounds, assert_survived, run_without_files};
+
+/// How long a guest may run that may go round in circles, which is none of the VMM's business.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn every_port_is_read_and_written_and_the_machine_goes_on() {
@@ -30,7 +35,8 @@ fn wide_accesses_to_ports_are_answered_too() {
 
 /// Whatever KVM makes of it: the guest's own end, a reset, a reason, or nothing until it is stopped. The VMM does not die of it.
 fn assert_ends(code: &[u8]) {
-    if let Some(end) = run_without_files(code) {
+    let bounds = Bounds { patience: PATIENCE, ..Bounds::default() };
+    if let Some(end) = run_without_files(code, bounds) {
         let expected = match &end.reason {
             StopReason::PoweredOff | StopReason::Rebooted | StopReason::Stopped => true,
             StopReason::Failed { message } => message.contains("vCPU 0"),
