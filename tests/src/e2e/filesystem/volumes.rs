@@ -65,14 +65,14 @@ pub(in crate::e2e) fn quota(context: &Context) -> anyhow::Result<()> {
 
     let mount = bind(&directory, "/quota", "rbind:rw");
     let container = context.start(BUSYBOX, "quota", &["--mount", &mount], &["sleep", "3600"])?;
-    let write = ["dd", "if=/dev/zero", "of=/quota/file", "bs=64k", "count=32"];
+    let [of_user, of_root] = ["of=/quota/of-user", "of=/quota/of-root"];
+    let write = |file| ["dd", "if=/dev/zero", file, "bs=64k", "count=32"];
     let user = format!("{USER}:{USER}");
-    let ended: Ended = container.exec_command(&["--user", &user], "user", &write).output()?.into();
+    let ended: Ended = container.exec_command(&["--user", &user], "user", &write(of_user)).output()?.into();
     ensure!(ended.status == Some(1) && ended.stderr.contains("uota exceeded"), "{ended:?}");
-    let length = fs::metadata(directory.join("file"))?.len();
+    let length = fs::metadata(directory.join("of-user"))?.len();
     ensure!(length <= 1 << 20, "{length} bytes were written");
-    fs::remove_file(directory.join("file"))?;
-    container.exec("root", &write)?.expect_status(0)?;
+    container.exec("root", &write(of_root))?.expect_status(0)?;
     container.remove()?;
     drop(mounted);
     Ok(())
