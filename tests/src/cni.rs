@@ -1,12 +1,15 @@
 //! A CNI runtime, as small as one can be: network namespaces, and chains of plugins that put interfaces into them
 //! (CNI specification 1.0.0).
 
+use std::fs::File;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context, bail};
+use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
 use crate::ctr::finish;
@@ -55,6 +58,24 @@ impl Netns {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]).stdin(Stdio::null());
         command
+    }
+
+    /// Does `work` on a thread that is in it. Sockets made there stay in it.
+    ///
+    /// # Errors
+    /// It cannot be entered, or those of `work`.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+        let enter = || -> anyhow::Result<()> {
+            let namespace = File::open(self.path())?;
+            Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
+        };
+        thread::scope(|scope| {
+            let working = scope.spawn(|| {
+                enter().with_context(|| format!("entering the network namespace {}", self.name))?;
+                work()
+            });
+            working.join().map_err(|_| anyhow::anyhow!("what was done in {} panicked", self.name))?
+        })
     }
 
     /// Interfaces, queueing disciplines and filters in it, as text to be compared.

@@ -1,16 +1,19 @@
 //! The kinds of network that CNI's plugins make.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
-use super::peers::{ECHO, ECHO_PORT, exchange, resolve_from, serve_to};
+use super::peers::{ECHO, ECHO_PORT, VOLUME, exchange, name_server, resolve_from, serve_to};
 use crate::cni::{Attachment, Netns};
 use crate::ctr::finish;
 use crate::e2e::context::{BUSYBOX, Context, Running, eventually};
 
+/// What a ping carries that fills a packet of 9000 bytes, IPv6's and ICMP's headers off.
+const LARGE: usize = 8952;
 /// A port of the host that the plugin portmap passes on to [`ECHO_PORT`].
 const HOST_PORT: u16 = 18_080;
 
@@ -43,7 +46,7 @@ pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
         expect_ping(&container, gateway, 7000)?;
         exchange(SocketAddr::new(*address, ECHO_PORT)).context("TCP into the container")?;
         serve_to(&container, "fetch", gateway.parse()?).context("TCP out of the container")?;
-        resolve_from(&container, "resolve", gateway.parse()?).context("UDP")?;
+        resolve_from(&container, "resolve", &name_server(gateway.parse()?)?).context("UDP")?;
     }
     exchange(SocketAddr::new("10.77.0.1".parse()?, HOST_PORT)).context("TCP to the host's port")?;
     container.remove()?;
@@ -58,7 +61,7 @@ pub(super) fn point_to_point(context: &Context) -> anyhow::Result<()> {
     let namespace = Netns::new("saya-ptp")?;
     let ranges = json!([[{"subnet": "10.78.0.0/24"}], [{"subnet": "fd78::/64"}]]);
     let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
-    let ptp = json!({"type": "ptp", "mtu": 1400, "ipam": host_local(context, &ranges, &routes)});
+    let ptp = json!({"type": "ptp", "mtu": 9000, "ipam": host_local(context, &ranges, &routes)});
     let attachment = Attachment::add(&namespace, "eth0", [ptp])?;
     // What a service mesh or an administrator may have added.
     namespace.ip("route add blackhole 203.0.113.0/24")?;
@@ -73,64 +76,82 @@ pub(super) fn point_to_point(context: &Context) -> anyhow::Result<()> {
     let neighbours = container.exec("neighbours", &["ip", "neigh", "show", "nud", "permanent"])?;
     ensure!(neighbours.text().contains("10.78.0.99 dev eth0 lladdr 02:00:00:00:00:99"), "{neighbours:?}");
     for address in attachment.addresses()? {
+        expect_ping_from_host(address, LARGE)?;
         exchange(SocketAddr::new(address, ECHO_PORT)).context("TCP into the container")?;
     }
-    expect_ping(&container, "10.78.0.1", 1300)?;
-    expect_ping(&container, "fd78::1", 1300)?;
+    for gateway in ["10.78.0.1", "fd78::1"] {
+        expect_ping(&container, gateway, LARGE)?;
+    }
+    expect_frames_above_the_mtu(&container, "10.78.0.1".parse()?)?;
+    resolve_from(&container, "resolve", &name_server("fd78::1".parse()?)?).context("UDP")?;
     container.remove()?;
     attachment.delete()
 }
 
-/// A veth, a macvlan, an ipvlan and a vlan in one namespace, whose parents are in the host's.
+/// A veth, a macvlan, an ipvlan and a vlan in one namespace, whose parents are in the host's. All of them carry packets of
+/// 9000 bytes.
 pub(super) fn several(context: &Context) -> anyhow::Result<()> {
     let outside = Netns::new("saya-outside")?;
-    let ip = |arguments: &str| finish(Command::new("ip").args(arguments.split(' ')));
-    ip("link add sayaup type veth peer name trunk netns saya-outside")?;
-    ip("link set sayaup up")?;
-    outside.ip("link set trunk up")?;
-    outside.ip("addr add 10.79.1.1/24 dev trunk")?;
+    // An ipvlan and a macvlan cannot be on one interface.
+    for (parent, end) in [("sayaup", "trunk"), ("sayaup2", "branch")] {
+        let pair =
+            format!("link add {parent} mtu 9000 type veth peer name {end} mtu 9000 netns saya-outside");
+        finish(Command::new("ip").args(pair.split(' ')))?;
+        finish(Command::new("ip").args(["link", "set", parent, "up"]))?;
+        outside.ip(&format!("link set {end} up"))?;
+    }
     outside.ip("link add link trunk name trunk.7 type vlan id 7")?;
     outside.ip("link set trunk.7 up")?;
-    outside.ip("addr add 10.79.2.1/24 dev trunk.7")?;
-
-    // An ipvlan and a macvlan cannot be on one interface.
-    ip("link add sayaup2 type veth peer name branch netns saya-outside")?;
-    ip("link set sayaup2 up")?;
-    outside.ip("link set branch up")?;
-    outside.ip("addr add 10.79.3.1/24 dev branch")?;
+    for (number, end) in [(1, "trunk"), (2, "trunk.7"), (3, "branch")] {
+        outside.ip(&format!("addr add 10.79.{number}.1/24 dev {end}"))?;
+        outside.ip(&format!("addr add fd79:{number}::1/64 dev {end} nodad"))?;
+    }
 
     let namespace = Netns::new("saya-several")?;
-    let local = |subnet: &str| {
-        host_local(
-            context,
-            &json!([[{"subnet": subnet, "rangeStart": subnet.replace("0/24", "9")}]]),
-            &json!([]),
-        )
+    // The plugins wait until it is known that nobody else has their IPv6 addresses.
+    namespace.inside(|| Ok(fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?))?;
+    let local = |number: u32| {
+        let ipv4 =
+            json!([{"subnet": format!("10.79.{number}.0/24"), "rangeStart": format!("10.79.{number}.9")}]);
+        let ipv6 =
+            json!([{"subnet": format!("fd79:{number}::/64"), "rangeStart": format!("fd79:{number}::9")}]);
+        host_local(context, &json!([ipv4, ipv6]), &json!([]))
     };
-    let first = Attachment::add(&namespace, "eth0", [json!({"type": "ptp", "ipam": local("10.79.0.0/24")})])?;
-    let macvlan =
-        json!({"type": "macvlan", "master": "sayaup", "mode": "bridge", "ipam": local("10.79.1.0/24")});
-    let second = Attachment::add(&namespace, "net1", [macvlan])?;
-    let vlan = json!({"type": "vlan", "master": "sayaup", "vlanId": 7, "ipam": local("10.79.2.0/24")});
-    let third = Attachment::add(&namespace, "net2", [vlan])?;
-    let ipvlan = json!({"type": "ipvlan", "master": "sayaup2", "mode": "l2", "ipam": local("10.79.3.0/24")});
-    let fourth = Attachment::add(&namespace, "net3", [ipvlan])?;
+    let kinds = [
+        ("eth0", json!({"type": "ptp", "mtu": 9000, "ipam": local(0)})),
+        (
+            "net1",
+            json!({"type": "macvlan", "master": "sayaup", "mode": "bridge", "mtu": 9000, "ipam": local(1)}),
+        ),
+        ("net2", json!({"type": "vlan", "master": "sayaup", "vlanId": 7, "mtu": 9000, "ipam": local(2)})),
+        ("net3", json!({"type": "ipvlan", "master": "sayaup2", "mode": "l2", "mtu": 9000, "ipam": local(3)})),
+    ];
+    let added = kinds.into_iter().map(|(interface, plugin)| Attachment::add(&namespace, interface, [plugin]));
+    let attachments = added.collect::<anyhow::Result<Vec<_>>>()?;
+    let untouched = namespace.contents()?;
 
     let container = context.start(BUSYBOX, "several", &[&namespace.flag()], &ECHO)?;
     for interface in ["eth0", "net1", "net2", "net3"] {
         expect_same_network(&container, &namespace, interface)?;
     }
-    for peer in ["10.79.0.1", "10.79.1.1", "10.79.2.1", "10.79.3.1"] {
-        expect_ping(&container, peer, 1400)?;
+    for peer in ["10.79.0.1", "fd79:1::1", "fd79:2::1", "fd79:3::1"] {
+        expect_ping(&container, peer, LARGE)?;
     }
-    for address in ["10.79.1.9", "10.79.2.9", "10.79.3.9"] {
-        finish(outside.command("busybox").args(["ping", "-c", "1", "-W", "20", address]))?;
+    for number in 1..=3 {
+        for address in [format!("10.79.{number}.9"), format!("fd79:{number}::9")] {
+            let size = LARGE.to_string();
+            let ping = ["ping", "-c", "1", "-W", "20", "-s", &size, &address];
+            finish(outside.command("busybox").args(ping))?;
+        }
+        let address = SocketAddr::new(format!("fd79:{number}::9").parse()?, ECHO_PORT);
+        outside.inside(|| exchange(address)).context("TCP into the container")?;
+        let server = format!("10.79.{number}.1").parse()?;
+        let server = outside.inside(|| name_server(server))?;
+        resolve_from(&container, "resolve", &server).context("UDP")?;
     }
     container.remove()?;
-    fourth.delete()?;
-    third.delete()?;
-    second.delete()?;
-    first.delete()?;
+    ensure!(namespace.contents()? == untouched, "left in the namespace: {}", namespace.contents()?);
+    attachments.into_iter().rev().try_for_each(Attachment::delete)?;
     remove_link("sayaup2")?;
     remove_link("sayaup")
 }
@@ -195,6 +216,19 @@ fn facts(printed: &str) -> Vec<String> {
     let mut facts: Vec<String> = shared.map(|line| normal(fact(line))).collect();
     facts.sort();
     facts
+}
+
+/// TCP comes in frames of several packets each, which nobody cuts on the way.
+fn expect_frames_above_the_mtu(container: &Running, gateway: IpAddr) -> anyhow::Result<()> {
+    let count = || -> anyhow::Result<usize> {
+        let counter = ["cat", "/sys/class/net/eth0/statistics/rx_packets"];
+        Ok(container.exec("count", &counter)?.expect_status(0)?.text().trim().parse()?)
+    };
+    let before = count()?;
+    serve_to(container, "fetch", gateway).context("TCP out of the container")?;
+    let frames = count()? - before;
+    ensure!(frames < VOLUME / 9000, "{VOLUME} bytes came in {frames} frames");
+    Ok(())
 }
 
 pub(super) fn expect_ping(container: &Running, address: &str, size: usize) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use crate::e2e::context::{Running, eventually};
 /// The port at which [`ECHO`] listens.
 pub(in crate::e2e) const ECHO_PORT: u16 = 7000;
 /// How much goes each way, so that it takes many segments of the largest size.
-const VOLUME: usize = 1 << 20;
+pub(in crate::e2e) const VOLUME: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a container runs that sends back what it gets at [`ECHO_PORT`].
@@ -71,17 +71,22 @@ fn pattern() -> Vec<u8> {
 /// The address that [`answer_query`] gives for every name.
 pub(in crate::e2e) const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
 
-/// Has a container ask a name server on the host at `address`, by UDP, and looks for the answer.
+/// A socket for a name server at `address`, in the thread's network namespace.
+pub(in crate::e2e) fn name_server(address: IpAddr) -> anyhow::Result<UdpSocket> {
+    let socket = UdpSocket::bind((address, 53)).with_context(|| format!("binding port 53 of {address}"))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// Has a container ask a name server, by UDP, and looks for the answer.
 pub(in crate::e2e) fn resolve_from(
     container: &Running,
     exec_id: &str,
-    address: IpAddr,
+    socket: &UdpSocket,
 ) -> anyhow::Result<()> {
-    let socket = UdpSocket::bind((address, 53)).with_context(|| format!("binding port 53 of {address}"))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    let name = socket.local_addr()?.ip().to_string();
     thread::scope(|scope| {
-        let server = scope.spawn(|| answer_query(&socket));
-        let name = format!("{address}");
+        let server = scope.spawn(|| answer_query(socket));
         let ended = container.exec(exec_id, &["nslookup", "-type=a", "pod.test", &name])?;
         server.join().map_err(|_| anyhow::anyhow!("the name server panicked"))??;
         ensure!(ended.text().contains(&ANSWER.to_string()), "{ended:?}");

@@ -7,9 +7,15 @@ use anyhow::ensure;
 use super::fixture::Node;
 use super::sandbox_api;
 use crate::cri::messages::{
-    CONTAINER, DnsConfig, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NODE, NamespaceOption,
+    CONTAINER, DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NODE,
+    NamespaceOption,
 };
 use crate::e2e::context::{Context, NotApplicable, eventually};
+
+/// What the containers of the pod may use together, other than a pod of which nothing is said.
+const MEMORY_MIB: i64 = 601;
+/// `memory_overhead` of the configuration, by default.
+const OVERHEAD_MIB: i64 = 96;
 
 pub(super) fn namespaces(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
@@ -24,6 +30,10 @@ pub(super) fn namespaces(context: &Context) -> anyhow::Result<()> {
             ("net.core.somaxconn".into(), "777".into()),
             ("kernel.msgmax".into(), "12288".into()),
         ]),
+        resources: Some(LinuxContainerResources {
+            memory_limit_in_bytes: MEMORY_MIB << 20,
+            ..LinuxContainerResources::default()
+        }),
         ..LinuxPodSandboxConfig::default()
     });
     let pod = node.run_with(config)?;
@@ -55,6 +65,12 @@ pub(super) fn namespaces(context: &Context) -> anyhow::Result<()> {
     ensure!(pod.sh(&client, "cat /etc/hosts")?.contains("localhost"));
     let sysctls = pod.sh(&client, "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax")?;
     ensure!(sysctls == "777\n12288\n", "{sysctls}");
+    if !context.is_control() {
+        // The virtual machine has what the pod may use, and its overhead, of which the kernel takes some away.
+        let memory = pod.sh(&client, "awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo")?;
+        let range = MEMORY_MIB..=MEMORY_MIB + OVERHEAD_MIB;
+        ensure!(range.contains(&memory.trim().parse()?), "{memory} MiB, where {range:?} was expected");
+    }
     let addresses = pod.sh(&client, "ip -o -f inet addr show dev eth0")?;
     ensure!(addresses.contains(&format!("{}/", pod.address()?)), "{addresses}");
     pod.remove()
