@@ -5,8 +5,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-/// How long containerd may take to answer. A client that waits for ever would hide which call hangs.
-const PATIENCE: [&str; 2] = ["--timeout", "120s"];
+/// How long containerd may take to answer, and to take a connection, for which `ctr` has ten seconds otherwise. A client that waits
+/// for ever would hide which call hangs.
+const PATIENCE: [&str; 4] = ["--timeout", "120s", "--connect-timeout", "120s"];
 
 /// Runs `ctr` and gives what it printed.
 ///
