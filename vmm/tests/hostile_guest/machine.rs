@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::process::{Pid, setpriority_process};
 use rustix::thread::UnshareFlags;
 use saya_vmm::control::{Boot, Event, FileRole, Request, Share, StopReason, Writers};
@@ -82,6 +82,8 @@ pub(crate) fn run(
             fill(&served);
             let end = run_on(code, bounds, directory.path(), &share);
             look(&served);
+            // The directory cannot be removed while anything is mounted in it.
+            unmount(&share, UnmountFlags::DETACH).unwrap();
             Some(end)
         });
         run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
