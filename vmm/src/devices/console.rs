@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
@@ -21,6 +22,13 @@ const RING: usize = 64 * 1024;
 
 /// How the kernel starts the line in which it says why it panicked.
 const PANIC: &str = "Kernel panic - not syncing: ";
+
+/// The longest line that is looked at for it, in bytes; a line of the kernel's log has 1 KiB at most (`LOG_LINE_MAX`).
+const LINE: usize = 2048;
+
+/// How long a kernel that has panicked may go on writing. It says why first, then where, and at last replays its log,
+/// which is exits by the thousand; the machine's end is to be known within two seconds.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The last 64 KiB that the guest has written to its console. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +61,15 @@ impl Console {
         let (_, rest) = text.rsplit_once(PANIC)?;
         let line = rest.lines().next().unwrap_or_default().trim();
         Some(line.chars().filter(|c| !c.is_control()).take(512).collect())
+    }
+
+    /// Whether the line that ends what is kept tells of a panic.
+    fn ends_in_panic(&self) -> bool {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let backwards = ring.iter().rev().skip_while(|byte| **byte == b'\n').take(LINE);
+        let mut line: Vec<u8> = backwards.take_while(|byte| **byte != b'\n').copied().collect();
+        line.reverse();
+        line.windows(PANIC.len()).any(|part| part == PANIC.as_bytes())
     }
 
     /// All that is kept, as it is.
@@ -94,28 +111,45 @@ impl Trigger for NoInterrupt {
 }
 
 /// A 16550 that is always ready to take a byte and never has one.
-pub struct SerialPort(Serial<NoInterrupt, NoEvents, Console>);
+pub struct SerialPort {
+    serial: Serial<NoInterrupt, NoEvents, Console>,
+    last_words: Duration,
+    /// When the guest said that its kernel has panicked.
+    panicked: Option<Instant>,
+}
 
 impl SerialPort {
     /// A serial port that writes to `console`.
     pub fn new(console: Console) -> Self {
-        Self(Serial::new(NoInterrupt, console))
+        Self { serial: Serial::new(NoInterrupt, console), last_words: LAST_WORDS, panicked: None }
+    }
+
+    /// Takes a byte. `true` when a kernel that has panicked has written for long enough.
+    fn take(&mut self, offset: u8, byte: u8) -> bool {
+        // A standard error that is gone makes the guest's console silent, no more.
+        let _ = self.serial.write(offset, byte);
+        if self.panicked.is_none() && byte == b'\n' && self.serial.writer().ends_in_panic() {
+            self.panicked = Some(Instant::now());
+        }
+        self.panicked.is_some_and(|since| since.elapsed() >= self.last_words)
     }
 }
 
 impl BusDevice for SerialPort {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
-            *byte = self.0.read(offset);
+            *byte = self.serial.read(offset);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Option<StopReason> {
         let offset = u8::try_from(offset).ok()?;
-        // More than one byte is a string instruction, which writes to the same port again and again. A standard
-        // error that is gone makes the guest's console silent, no more.
+        // More than one byte is a string instruction, which writes to the same port again and again.
         for byte in data {
-            let _ = self.0.write(offset, *byte);
+            if self.take(offset, *byte) {
+                // What the reset at the end of a panic is, and found to be a panic in the same way.
+                return Some(StopReason::Rebooted);
+            }
         }
         None
     }
@@ -166,6 +200,19 @@ mod tests {
         port.write(0, b"a");
         port.write(0, b"bc");
         assert_eq!(console.tail(10), "abc");
+    }
+
+    #[test]
+    fn a_kernel_that_has_panicked_does_not_write_for_ever() {
+        let text = b"[    0.2] hello\n[    0.3] Kernel panic - not syncing: VFS\n[    0.4] CPU: 0\n";
+        let mut port = SerialPort::new(Console::default());
+        assert_eq!(port.write(0, text), None, "it may say where");
+        port.last_words = Duration::ZERO;
+        assert_eq!(port.write(0, b"[    0.0] Linux version\n"), Some(StopReason::Rebooted));
+        let mut hurried = SerialPort { last_words: Duration::ZERO, ..SerialPort::new(Console::default()) };
+        assert_eq!(hurried.write(0, b"[    0.2] hello\n\n[    0.3] no panic"), None);
+        assert_eq!(hurried.write(0, text), Some(StopReason::Rebooted));
+        assert_eq!(hurried.serial.writer().panic_message().unwrap(), "VFS");
     }
 
     #[test]
