@@ -86,6 +86,9 @@ pub(crate) fn open_input(path: &Path) -> Result<Input, OpenError> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
 
@@ -132,6 +135,9 @@ mod tests {
         assert_eq!(reader.read(&mut byte).unwrap(), 1);
         assert_eq!(reader.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         input.keeper = None;
+        // A program that another test is starting holds a copy of the keeper until it executes.
+        let hung_up = &mut [PollFd::new(reader.as_fd(), PollFlags::empty())];
+        assert_eq!(poll(hung_up, PollTimeout::NONE).unwrap(), 1);
         assert_eq!(reader.read(&mut byte).unwrap(), 0);
     }
 
