@@ -147,6 +147,7 @@ mod tests {
     fn bytes_are_read_and_written_across_pieces() {
         let mut memory: Vec<u8> = (0..100).collect();
         let segments = segments(&mut memory, &[1, 1, 7, 40]);
+        assert!(!segments.is_empty() && Segments::new().is_empty());
         for offset in 0..=100 {
             let mut bytes = [0xff; 50];
             let copied = segments.copy_to(offset, &mut bytes);

@@ -127,6 +127,8 @@ mod tests {
         assert!(files.get(1, Access::Read).is_some());
         assert!(files.get(1, Access::Write).is_some());
         assert_eq!(files.len(), 1);
+        files.clear();
+        assert_eq!((files.len(), files.order.len()), (0, 0));
     }
 
     proptest! {

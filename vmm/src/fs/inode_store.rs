@@ -481,22 +481,66 @@ mod tests {
         ]
     }
 
+    fn open(path: &std::path::Path) -> OwnedFd {
+        rustix::fs::open(path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap()
+    }
+
+    /// A store whose root is `directory`.
+    fn store_of(directory: &std::path::Path, inodes: usize, descriptors: usize) -> InodeStore {
+        let root = open(directory);
+        let status = Status::of(&root).unwrap();
+        let place = CachePolicy::uniform(Caching::NONE).root();
+        InodeStore::new(inodes, descriptors, root, &status, place).unwrap()
+    }
+
+    /// The number of a file in the root, asked for by a request of its own.
+    fn look_up(store: &mut InodeStore, directory: &std::path::Path, name: &str) -> u64 {
+        store.begin_request();
+        let descriptor = open(&directory.join(name));
+        let status = Status::of(&descriptor).unwrap();
+        let place = CachePolicy::uniform(Caching::NONE).root();
+        store.look_up(&status, place, ROOT_ID, &CString::new(name).unwrap(), descriptor).unwrap()
+    }
+
+    #[test]
+    fn what_a_request_holds_is_not_given_up_for_what_it_needs_besides() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = store_of(directory.path(), 10, 2);
+        let [first, second] = ["a", "b"].map(|name| {
+            std::fs::create_dir(directory.path().join(name)).unwrap();
+            look_up(&mut store, directory.path(), name)
+        });
+        store.begin_request();
+        assert_eq!(store.directories(first, second).unwrap_err(), Errno::NFILE);
+        for number in [first, second] {
+            store.begin_request();
+            assert!(store.directory(number).is_ok(), "one at a time");
+        }
+    }
+
+    #[test]
+    fn inodes_that_come_and_go_leave_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("file"), b"").unwrap();
+        let mut store = store_of(directory.path(), 10, 5);
+        for _ in 0..300 {
+            let number = look_up(&mut store, directory.path(), "file");
+            store.forget(number, 1);
+            assert!(store.candidates.len() <= 2 * store.descriptors() + 64);
+        }
+        assert_eq!((store.len(), store.descriptors()), (1, 1));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn an_inode_lives_exactly_as_long_as_its_lookups(steps in proptest::collection::vec(step(), 0..100)) {
             let directory = tempfile::tempdir().unwrap();
             let policy = CachePolicy::uniform(Caching::NONE);
-            let open = |name: &str| {
-                let path = directory.path().join(name);
-                rustix::fs::open(path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap()
-            };
             for file in 0..FILES {
                 std::fs::write(directory.path().join(file.to_string()), b"").unwrap();
             }
-            let root = open(".");
-            let status = Status::of(&root).unwrap();
-            let mut store = InodeStore::new(LIMIT, DESCRIPTORS, root, &status, policy.root()).unwrap();
+            let mut store = store_of(directory.path(), LIMIT, DESCRIPTORS);
             // File -> (number, lookups).
             let mut model: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
             let mut ever: Vec<(usize, u64)> = Vec::new();
@@ -504,7 +548,7 @@ mod tests {
                 match step {
                     Step::LookUp(file) => {
                         store.begin_request();
-                        let descriptor = open(&file.to_string());
+                        let descriptor = open(&directory.path().join(file.to_string()));
                         let status = Status::of(&descriptor).unwrap();
                         let name = CString::new(file.to_string()).unwrap();
                         let result = store.look_up(&status, policy.root(), ROOT_ID, &name, descriptor);

@@ -85,4 +85,12 @@ mod tests {
         let budget = DescriptorBudget::share_out(u64::MAX, 2);
         assert_eq!(budget, DescriptorBudget { inodes: MOST_INODE_DESCRIPTORS, handles: MOST_HANDLES });
     }
+    #[test]
+    fn the_processs_limit_is_raised_as_far_as_is_needed_and_allowed() {
+        let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+        let budget = DescriptorBudget::of_this_process(2);
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        assert!(limit >= hard.min(512 + 2 * (16_384 + 65_536)), "{limit}");
+        assert!(2 * (budget.inodes + budget.handles) as u64 + 512 <= limit.max(768), "{budget:?}");
+    }
 }

@@ -146,3 +146,95 @@ impl Server {
 fn host(what: &'static str, source: io::Error) -> ActivationError {
     ActivationError::Host { what, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::devices::virtio::test_driver::{self, DriverQueue, InterruptLine};
+    use crate::devices::virtio::testing::TestQueue;
+
+    /// Counts what it is asked.
+    #[derive(Clone, Default)]
+    struct Counter(Arc<AtomicU64>);
+
+    impl Counter {
+        fn count(&self) -> u64 {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    impl Service for Counter {
+        fn serve(&mut self, _memory: &GuestMemory, _queue: usize, _chain: Chain<'_>) -> u32 {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            0
+        }
+    }
+
+    impl Handler for Counter {
+        fn ready(&self, _ready: EventFlags) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_queue_without_requests_interrupts_nobody() {
+        let mut queue = TestQueue::new(64);
+        queue.serve(0, &mut Counter::default()).unwrap();
+        assert_eq!(queue.interrupts(), 0);
+    }
+
+    #[test]
+    fn a_driver_that_keeps_adding_gets_one_round_at_a_time() {
+        struct Insatiable {
+            driver: DriverQueue,
+            served: u16,
+        }
+        impl Service for Insatiable {
+            fn serve(&mut self, _memory: &GuestMemory, _queue: usize, _chain: Chain<'_>) -> u32 {
+                self.served += 1;
+                self.driver.offer(0);
+                0
+            }
+        }
+        let memory = test_driver::memory();
+        let mut driver = DriverQueue::new(&memory, 0, 16);
+        driver.offer(0);
+        let mut queue = driver.device_queue();
+        let (interrupt, line) = InterruptLine::new();
+        let mut service = Insatiable { driver, served: 0 };
+        serve_queue(&memory, 0, &mut queue, &interrupt, &mut service).unwrap();
+        assert_eq!(service.served, 16);
+        assert_eq!(line.count(), 1);
+        assert_eq!(queue.notification.read().unwrap(), 1, "it comes round again without the driver");
+    }
+
+    #[test]
+    fn a_queue_is_served_when_it_is_notified_and_not_after_the_stop() {
+        let memory = test_driver::memory();
+        let mut driver = DriverQueue::new(&memory, 0, 16);
+        let (interrupt, line) = InterruptLine::new();
+        let event_loop = EventLoop::new().unwrap();
+        let served = Counter::default();
+        let mut server = Server::new(event_loop.clone(), Box::new(served.clone()));
+        server.start(test_driver::activation(&memory, &[&driver], interrupt, 0)).unwrap();
+        driver.offer(0);
+        driver.notify();
+        event_loop.run(|| served.count() == 1).unwrap();
+        assert_eq!((line.count(), driver.take_used()), (1, Some((0, 0))));
+
+        server.stop();
+        driver.offer(0);
+        driver.notify();
+        // The loop has looked at everything that was ready when it gets to this.
+        let last = Counter::default();
+        let signal = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
+        let _registration = event_loop.add(signal.as_fd(), EventFlags::IN, Arc::new(last.clone())).unwrap();
+        event_loop.run(|| last.count() > 0).unwrap();
+        assert_eq!((served.count(), driver.take_used()), (1, None));
+    }
+}

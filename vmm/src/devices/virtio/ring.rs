@@ -270,4 +270,36 @@ mod tests {
         ring.signal(&interrupt).unwrap();
         assert_eq!(line.count(), 0);
     }
+
+    #[test]
+    fn a_chain_that_is_put_back_comes_again() {
+        let memory = test_driver::memory();
+        let mut driver = DriverQueue::new(&memory, 0x1_0000, 16);
+        let mut ring = ring(&driver, true);
+        for head in [3, 5] {
+            driver.describe(head, 0x8000, 1, 0, 0);
+            driver.offer(head);
+        }
+        let head = |ring: &mut Ring| Some(ring.pop(&memory).unwrap()?.head_index());
+        assert_eq!(head(&mut ring), Some(3));
+        ring.unpop();
+        assert_eq!(head(&mut ring), Some(3));
+        assert_eq!(head(&mut ring), Some(5));
+        assert_eq!(head(&mut ring), None);
+    }
+
+    #[test]
+    fn a_driver_is_asked_for_notifications_only_while_nobody_looks() {
+        let memory = test_driver::memory();
+        let mut driver = DriverQueue::new(&memory, 0x1_0000, 16);
+        let mut ring = ring(&driver, false);
+        // `VIRTQ_USED_F_NO_NOTIFY` (virtio 1.2, 2.7.8).
+        let unwanted = || memory.read_obj::<u16>(GuestAddress(driver.used_ring())).unwrap() == 1;
+        ring.suppress_notifications().unwrap();
+        assert!(unwanted());
+        assert!(!ring.request_notification().unwrap(), "nothing has arrived");
+        assert!(!unwanted());
+        driver.offer(0);
+        assert!(ring.request_notification().unwrap(), "of this one no notification comes");
+    }
 }

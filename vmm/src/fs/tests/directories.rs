@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::client::{Client, with_client};
-use crate::fs::wire::{EntryOut, Opcode, OpenOut, ROOT_ID, ReadIn, ReleaseIn, Wire};
+use crate::fs::wire::{EntryOut, FsyncIn, Opcode, OpenOut, ROOT_ID, ReadIn, ReleaseIn, Wire};
 
 /// One entry of a listing.
 struct Listed {
@@ -174,5 +174,16 @@ fn an_offset_made_up_is_harmless() {
             }
         }
         assert_eq!(list_all(client, handle, 4096, false).len(), 12);
+    });
+}
+
+#[test]
+fn an_open_directory_is_brought_to_disk() {
+    with_client(|client| {
+        let handle = opendir(client, ROOT_ID);
+        let mut fsyncdir =
+            |handle| client.tell(Opcode::Fsyncdir, ROOT_ID, &FsyncIn { handle, ..FsyncIn::default() }, b"");
+        assert_eq!(fsyncdir(handle), Ok(()));
+        assert_eq!(fsyncdir(handle + 1), Err(libc::EBADF));
     });
 }

@@ -167,6 +167,15 @@ fn a_temporary_file_gets_a_name_later() {
 }
 
 #[test]
+fn nothing_may_be_written() {
+    with_client(|client| {
+        let (_, open) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o644, 0).unwrap();
+        assert_eq!(client.write(open.handle, 0, b""), Ok(0));
+        assert_eq!(client.read(open.handle, 0, 1), Ok(Vec::new()));
+    });
+}
+
+#[test]
 fn an_unlinked_file_lives_as_long_as_it_is_open() {
     with_client(|client| {
         let (entry, open) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o644, 0).unwrap();
@@ -184,6 +193,19 @@ fn an_unlinked_file_lives_as_long_as_it_is_open() {
 }
 
 #[test]
+fn a_session_that_ends_leaves_nothing_open_and_another_may_begin() {
+    with_client(|client| {
+        let (entry, open) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o644, 0).unwrap();
+        client.server.end_session();
+        assert_eq!((client.server.inodes(), client.server.handles()), (1, 0));
+        client.mount();
+        assert_eq!(client.getattr(entry.node).unwrap_err(), libc::ESTALE);
+        assert_eq!(client.read(open.handle, 0, 1).unwrap_err(), libc::EBADF);
+        assert!(client.getattr(ROOT_ID).is_ok());
+    });
+}
+
+#[test]
 fn handles_are_bounded_and_wrong_ones_are_refused() {
     let budget = DescriptorBudget { inodes: 100, handles: 3 };
     with_setup(Setup { budget, ..Setup::default() }, |client| {
@@ -191,6 +213,7 @@ fn handles_are_bounded_and_wrong_ones_are_refused() {
         for _ in 0..2 {
             client.open(entry.node, OFlags::RDONLY).unwrap();
         }
+        assert_eq!(client.server.handles(), 3);
         assert_eq!(client.open(entry.node, OFlags::RDONLY).unwrap_err(), libc::ENFILE);
         assert_eq!(client.call(Opcode::Opendir, ROOT_ID, &[0; 8]).unwrap_err(), libc::ENFILE);
         client.release(open.handle).unwrap();

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::client::{Client, Setup, with_client, with_setup};
 use crate::fs::DescriptorBudget;
-use crate::fs::wire::{InHeader, Opcode, OutHeader, ROOT_ID, Wire};
+use crate::fs::limits::REQUEST_BYTES;
+use crate::fs::wire::{AttributesOut, InHeader, Opcode, OutHeader, ROOT_ID, Wire};
 
 const INODES: usize = 30;
 const BUDGET: DescriptorBudget = DescriptorBudget { inodes: 10, handles: 5 };
@@ -89,12 +90,47 @@ fn a_request_of_absurd_size_is_refused() {
 }
 
 #[test]
+fn a_request_may_have_so_many_bytes_and_no_more() {
+    with_client(|client| {
+        for (length, error) in [(REQUEST_BYTES, 0), (REQUEST_BYTES + 1, -libc::EINVAL)] {
+            let header = (InHeader::SIZE + length) as u32;
+            let reply =
+                client.send(&mut request(Opcode::Getattr.number(), ROOT_ID, header, 0, &vec![0; length]));
+            assert_eq!(OutHeader::take(&mut reply.as_slice()).unwrap().error, error, "{length}");
+        }
+    });
+}
+
+#[test]
 fn unknown_opcodes_are_not_implemented() {
     with_client(|client| {
         for opcode in [0, 7, 19, 53, 4096, 1_048_576, u32::MAX] {
             let mut bytes = request(opcode, ROOT_ID, 40, 0, b"");
             let reply = client.send(&mut bytes);
             assert_eq!(OutHeader::take(&mut reply.as_slice()).unwrap().error, -libc::ENOSYS, "{opcode}");
+        }
+    });
+}
+
+#[test]
+fn a_reply_that_does_not_fit_is_an_error_and_one_without_room_for_that_is_none() {
+    with_client(|client| {
+        let fits = OutHeader::SIZE + AttributesOut::SIZE;
+        for (room, error) in [
+            (0, None),
+            (15, None),
+            (16, Some(-libc::EINVAL)),
+            (fits - 1, Some(-libc::EINVAL)),
+            (fits, Some(0)),
+        ] {
+            client.room = room;
+            let reply = client.send(&mut request(Opcode::Getattr.number(), ROOT_ID, 56, 0, &[0; 16]));
+            assert_eq!(
+                OutHeader::take(&mut reply.as_slice()).ok().map(|header| header.error),
+                error,
+                "{room}"
+            );
+            assert_well_formed(&reply);
         }
     });
 }

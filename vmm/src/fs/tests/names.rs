@@ -1,7 +1,7 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::client::{is_privileged, text, with_client};
-use crate::fs::wire::{BatchForgetIn, EntryOut, ForgetOne, LinkIn, Opcode, ROOT_ID, Wire};
+use crate::fs::wire::{BatchForgetIn, EntryOut, ForgetOne, LinkIn, Opcode, ROOT_ID, RenameIn, Wire};
 
 const NOREPLACE: u32 = 1;
 const EXCHANGE: u32 = 2;
@@ -170,5 +170,34 @@ fn a_new_session_knows_nothing_of_the_last() {
         client.mount();
         assert_eq!(client.getattr(node).unwrap_err(), libc::ESTALE);
         assert!(client.lookup(ROOT_ID, "a").is_ok());
+    });
+}
+
+#[test]
+fn a_directory_is_removed_when_it_is_empty_and_a_file_is_no_directory() {
+    with_client(|client| {
+        let directory = client.mkdir(ROOT_ID, "d").unwrap();
+        client.mknod(directory.node, "f", libc::S_IFREG | 0o600, 0).unwrap();
+        let mut rmdir = |parent, name: &[u8]| client.call(Opcode::Rmdir, parent, &text(name));
+        assert_eq!(rmdir(ROOT_ID, b"d").unwrap_err(), libc::ENOTEMPTY);
+        assert_eq!(rmdir(directory.node, b"f").unwrap_err(), libc::ENOTDIR);
+        assert_eq!(client.unlink(ROOT_ID, "d").unwrap_err(), libc::EISDIR);
+        client.unlink(directory.node, "f").unwrap();
+        assert_eq!(client.call(Opcode::Rmdir, ROOT_ID, &text(b"d")), Ok(Vec::new()));
+        assert!(!client.host("d").exists());
+    });
+}
+
+#[test]
+fn the_older_rename_moves_a_file_over_another() {
+    with_client(|client| {
+        let directory = client.mkdir(ROOT_ID, "d").unwrap();
+        std::fs::write(client.host("old"), b"content").unwrap();
+        std::fs::write(client.host("d/new"), b"other").unwrap();
+        let request = RenameIn { new_directory: directory.node };
+        let names = [text(b"old"), text(b"new")].concat();
+        client.tell(Opcode::Rename, ROOT_ID, &request, &names).unwrap();
+        assert!(!client.host("old").exists());
+        assert_eq!(std::fs::read(client.host("d/new")).unwrap(), b"content");
     });
 }

@@ -3,7 +3,10 @@ use std::os::unix::fs::PermissionsExt;
 use rustix::fs::OFlags;
 
 use super::client::{Client, is_privileged, text, with_client};
-use crate::fs::wire::{GetxattrIn, GetxattrOut, Opcode, ROOT_ID, SETXATTR_ACL_KILL_SGID, SetxattrIn, Wire};
+use crate::fs::wire::{
+    GetxattrIn, GetxattrOut, InitFlags, InitIn, InitOut, Opcode, ROOT_ID, SETXATTR_ACL_KILL_SGID, SetxattrIn,
+    Wire,
+};
 
 fn set(client: &mut Client, node: u64, name: &str, value: &[u8], flags: u32, kill: u32) -> Result<(), i32> {
     let request = SetxattrIn { size: value.len() as u32, flags, setxattr_flags: kill, padding: 0 };
@@ -147,5 +150,26 @@ fn setting_an_access_list_clears_the_group_bit_when_it_is_to() {
             let attributes = client.getattr(entry.node).unwrap().attributes;
             assert_eq!(attributes.mode & 0o7777, mode);
         }
+    });
+}
+
+#[test]
+fn a_client_that_does_not_know_the_long_form_uses_the_short_one() {
+    with_client(|client| {
+        if !supported(client) {
+            return;
+        }
+        let flags = InitFlags::all().difference(InitFlags::SETXATTR_EXT).bits() as u32;
+        let init = InitIn { major: 7, minor: 38, max_readahead: 1 << 17, flags };
+        client.ask::<InitOut>(Opcode::Init, 0, &init, b"").unwrap();
+        // Size and flags, and the name follows at once.
+        let mut short = |flags| {
+            let request = u64::from(5_u32) | u64::from(flags) << 32;
+            client.tell(Opcode::Setxattr, ROOT_ID, &request, b"user.short\0value")
+        };
+        assert_eq!(short(libc::XATTR_REPLACE as u32), Err(libc::ENODATA));
+        assert_eq!(short(libc::XATTR_CREATE as u32), Ok(()));
+        assert_eq!(short(libc::XATTR_CREATE as u32), Err(libc::EEXIST));
+        assert_eq!(get(client, ROOT_ID, "user.short", 100).unwrap(), b"value");
     });
 }

@@ -241,6 +241,16 @@ mod tests {
     }
 
     #[test]
+    fn no_more_leaves_the_buffer_than_came() {
+        let mut credit = Credit::new(SMALL_BUFFER);
+        for (received, forwarded, told) in [(10, 10, 10), (5, u32::MAX, 15), (0, 1, 15)] {
+            assert_eq!(credit.receive(received), Ok(()));
+            credit.forward(forwarded);
+            assert_eq!(credit.advertise(), told);
+        }
+    }
+
+    #[test]
     fn more_connections_than_the_budget_has_large_buffers_for_get_small_ones() {
         let mut budget = Budget::default();
         let sizes: Vec<u32> = (0..1023).map(|_| budget.promise()).collect();

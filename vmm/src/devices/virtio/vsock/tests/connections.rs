@@ -66,6 +66,11 @@ fn a_client_that_leaves_before_the_guest_has_answered_takes_its_request_back() {
     drop(guest.client("CONNECT 7\n"));
     assert_eq!(guest.receive(), None, "the guest never heard of it");
     let client = guest.client("CONNECT 7\n");
+    guest.poll();
+    drop(client);
+    assert_eq!(guest.receive(), None, "nor of one whose request was waiting for room");
+    guest.assert_empty();
+    let client = guest.client("CONNECT 7\n");
     assert_eq!(guest.receive_operation(), Some(Operation::Request));
     drop(client);
     assert_eq!(guest.receive_operation(), Some(Operation::Reset));
