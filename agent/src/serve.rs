@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use ttrpc::asynchronous::transport;
 
 use crate::boot::{self, Listeners};
+use crate::clock;
 use crate::container::{Surroundings, cgroup};
 use crate::forward;
 use crate::kernel_log;
@@ -22,6 +23,7 @@ use crate::transport::{Connection, Listener};
 /// Brings the guest up and serves for ever.
 pub(crate) async fn as_first_process(entered: u64) -> Result<(), Box<dyn Error>> {
     let (listeners, _ready) = boot::bring_up(entered)?;
+    tokio::spawn(clock::follow());
     on(listeners, PathBuf::from(cgroup::ROOT)).await
 }
 
