@@ -2,9 +2,19 @@
 
 /// Name and text of each patch, in the order in which they are applied.
 pub(super) const ALL: &[(&str, &str)] = &[
+    (
+        "fuse-directory-keeps-its-mode.patch",
+        include_str!("../../patches/fuse-directory-keeps-its-mode.patch"),
+    ),
+    ("fuse-exclusive-create.patch", include_str!("../../patches/fuse-exclusive-create.patch")),
+    ("fuse-new-file-nosec.patch", include_str!("../../patches/fuse-new-file-nosec.patch")),
     ("fuse-submount-nosec.patch", include_str!("../../patches/fuse-submount-nosec.patch")),
     ("pvh-without-xen.patch", include_str!("../../patches/pvh-without-xen.patch")),
     ("scattered-features-once.patch", include_str!("../../patches/scattered-features-once.patch")),
+    (
+        "virtio-mmio-no-acknowledgement.patch",
+        include_str!("../../patches/virtio-mmio-no-acknowledgement.patch"),
+    ),
     ("virtio-mmio-new-device.patch", include_str!("../../patches/virtio-mmio-new-device.patch")),
 ];
 

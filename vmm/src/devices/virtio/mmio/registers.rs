@@ -36,5 +36,6 @@ pub(super) const CONFIG: u64 = 0x100;
 pub(super) const MAGIC: u32 = 0x7472_6976;
 /// The version of devices that are not legacy ones.
 pub(super) const CURRENT_VERSION: u32 = 2;
-/// "saya", little-endian. Drivers do not care.
+/// "saya", little-endian. The guest kernel's driver knows by it that the bit for used buffers in `InterruptStatus` stays set, and does
+/// not acknowledge it (guest-kernel/patches/virtio-mmio-no-acknowledgement.patch).
 pub(super) const VENDOR: u32 = 0x6179_6173;
