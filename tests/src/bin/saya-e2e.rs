@@ -41,6 +41,9 @@ struct Options {
     /// Only wait until another process maps this file as well: the tests run that inside containers.
     #[arg(long, hide = true)]
     meet_in: Option<PathBuf>,
+    /// Only send back the datagrams that come to this port: the tests run that inside a container.
+    #[arg(long, hide = true)]
+    echo_datagrams: Option<u16>,
     /// Check this one test in this process.
     #[arg(long)]
     run: Option<String>,
@@ -57,6 +60,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if let Some(file) = &options.meet_in {
         return e2e::mapping::meet_in(file).map(|()| ExitCode::SUCCESS);
+    }
+    if let Some(port) = options.echo_datagrams {
+        return e2e::datagrams::echo(port).map(|()| ExitCode::SUCCESS);
     }
     let selection = runner::Selection {
         runtime: options.runtime,

@@ -3,6 +3,7 @@
 
 mod bad_input;
 pub mod context;
+pub mod datagrams;
 mod events;
 mod exec;
 mod files;

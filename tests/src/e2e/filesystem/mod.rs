@@ -24,7 +24,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Flags of `ctr run` by which a container finds this machine's own programs, read-only.
-fn with_programs_of_this_machine() -> Vec<String> {
+pub(super) fn with_programs_of_this_machine() -> Vec<String> {
     [("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64")]
         .into_iter()
         .flat_map(|(from, to)| {

@@ -10,12 +10,18 @@ use serde_json::{Value, json};
 use super::peers::{ECHO, ECHO_PORT, VOLUME, exchange, name_server, resolve_from, serve_to};
 use crate::cni::{Attachment, Netns};
 use crate::ctr::finish;
-use crate::e2e::context::{BUSYBOX, Context, Running, eventually};
+use crate::e2e::context::{BUSYBOX, Context, Running, bind, eventually};
+use crate::e2e::datagrams;
+use crate::e2e::filesystem::with_programs_of_this_machine;
 
 /// What a ping carries that fills a packet of 9000 bytes, IPv6's and ICMP's headers off.
 const LARGE: usize = 8952;
-/// A port of the host that the plugin portmap passes on to [`ECHO_PORT`].
+/// A port of the host that the plugin portmap passes on, for TCP to [`ECHO_PORT`] and for UDP to [`DATAGRAM_PORT`].
 const HOST_PORT: u16 = 18_080;
+const DATAGRAM_PORT: u16 = 7001;
+/// What the plugin bandwidth lets through each way, in bits a second, and how many bits at once.
+const RATE: u64 = 40_000_000;
+const BURST: u64 = 8 * 32_768;
 
 /// bridge, with all the plugins that are chained after it.
 pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
@@ -27,29 +33,43 @@ pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
         json!({"type": "bridge", "bridge": "sayabr", "isGateway": true, "mtu": 9000,
                "ipam": host_local(context, &ranges, &routes)}),
         json!({"type": "tuning", "mac": "02:77:00:00:00:07", "mtu": 8000}),
-        json!({"type": "bandwidth", "ingressRate": 800_000_000, "ingressBurst": 8_000_000,
-               "egressRate": 800_000_000, "egressBurst": 8_000_000}),
+        json!({"type": "bandwidth", "ingressRate": RATE, "ingressBurst": BURST,
+               "egressRate": RATE, "egressBurst": BURST}),
         json!({"type": "firewall", "backend": "iptables"}),
         json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true,
                "runtimeConfig": {"portMappings":
-                   [{"hostPort": HOST_PORT, "containerPort": ECHO_PORT, "protocol": "tcp"}]}}),
+                   [{"hostPort": HOST_PORT, "containerPort": ECHO_PORT, "protocol": "tcp"},
+                    {"hostPort": HOST_PORT, "containerPort": DATAGRAM_PORT, "protocol": "udp"}]}}),
     ];
     let attachment = Attachment::add(&namespace, "eth0", chain)?;
     let untouched = namespace.contents()?;
 
-    let container = context.start(BUSYBOX, "bridged", &[&namespace.flag()], &ECHO)?;
+    let mut flags = with_programs_of_this_machine();
+    let program = std::env::current_exe()?;
+    flags.extend([namespace.flag(), "--mount".to_owned(), bind(&program, "/bin/saya-e2e", "rbind:ro")]);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let container = context.start(BUSYBOX, "bridged", &flags, &ECHO)?;
     expect_same_network(&container, &namespace, "eth0")?;
     let mac = container.exec("mac", &["cat", "/sys/class/net/eth0/address", "/sys/class/net/eth0/mtu"])?;
     ensure!(mac.text() == "02:77:00:00:00:07\n8000\n", "{mac:?}");
-    for (address, gateway) in attachment.addresses()?.iter().zip(["10.77.0.1", "fd77::1"]) {
+    let addresses = attachment.addresses()?;
+    for (address, gateway) in addresses.iter().zip(["10.77.0.1", "fd77::1"]) {
         expect_ping_from_host(*address, 7000)?;
         expect_ping(&container, gateway, 7000)?;
         exchange(SocketAddr::new(*address, ECHO_PORT)).context("TCP into the container")?;
         serve_to(&container, "fetch", gateway.parse()?).context("TCP out of the container")?;
         resolve_from(&container, "resolve", &name_server(gateway.parse()?)?).context("UDP")?;
     }
-    exchange(SocketAddr::new("10.77.0.1".parse()?, HOST_PORT)).context("TCP to the host's port")?;
+    let echo = ["/bin/saya-e2e", "--echo-datagrams", &DATAGRAM_PORT.to_string()];
+    let mut server = container.exec_command(&[], "datagrams", &echo).spawn()?;
+    for gateway in ["10.77.0.1", "fd77::1"] {
+        let port = SocketAddr::new(gateway.parse()?, HOST_PORT);
+        exchange(port).context("TCP to the host's port")?;
+        datagrams::exchange(port).context("UDP to the host's port")?;
+    }
+    expect_shaped(*addresses.first().context("no address")?)?;
     container.remove()?;
+    server.wait()?;
 
     ensure!(namespace.contents()? == untouched, "left in the namespace: {}", namespace.contents()?);
     attachment.delete()?;
@@ -214,6 +234,49 @@ fn facts(printed: &str) -> Vec<String> {
     let mut facts: Vec<String> = shared.map(|line| normal(fact(line))).collect();
     facts.sort();
     facts
+}
+
+/// What the plugin bandwidth has set a limit to goes through the limit, each way, and waits there if it is too much at once.
+fn expect_shaped(container: IpAddr) -> anyhow::Result<()> {
+    let before = Shaper::all()?;
+    exchange(SocketAddr::new(container, ECHO_PORT)).context("TCP within a limit")?;
+    let after = Shaper::all()?;
+    // That of the host's end of the pod's interface is for what goes in, that of an interface beside it for what comes out.
+    ensure!(before.len() == 2 && after.len() == 2, "limits: {before:?}");
+    for (before, after) in before.iter().zip(&after) {
+        let passed = after.bytes.saturating_sub(before.bytes);
+        ensure!(passed >= VOLUME as u64, "{}: {passed} bytes of {VOLUME}", after.interface);
+    }
+    eventually("datagrams wait at both limits", || {
+        datagrams::burst(SocketAddr::new(container, DATAGRAM_PORT))?;
+        let now = Shaper::all()?;
+        Ok(after.iter().zip(&now).all(|(after, now)| now.delayed > after.delayed))
+    })
+}
+
+/// A token bucket filter of the host's (tc-tbf(8)) and its counters.
+#[derive(Debug)]
+struct Shaper {
+    interface: String,
+    bytes: u64,
+    /// How often a packet was not let through at once (`overlimits`).
+    delayed: u64,
+}
+
+impl Shaper {
+    /// All of them, in one order.
+    fn all() -> anyhow::Result<Vec<Self>> {
+        let listed = finish(Command::new("tc").args(["-s", "-j", "qdisc", "show"]))?;
+        let listed: Vec<Value> = serde_json::from_str(&listed).context("what tc prints")?;
+        let shaper = |entry: &Value| {
+            let interface = entry["dev"].as_str()?.to_owned();
+            Some(Self { interface, bytes: entry["bytes"].as_u64()?, delayed: entry["overlimits"].as_u64()? })
+        };
+        let of_kind = listed.iter().filter(|entry| entry["kind"] == "tbf");
+        of_kind
+            .map(|entry| shaper(entry).with_context(|| format!("a tbf without counters: {entry}")))
+            .collect()
+    }
 }
 
 /// TCP comes in frames of several packets each, which nobody cuts on the way.
