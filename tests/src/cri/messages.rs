@@ -52,6 +52,20 @@ pub struct StatusResponse {
     pub info: HashMap<String, String>,
 }
 
+/// Asks for an image.
+#[derive(Clone, PartialEq, Message)]
+pub struct ImageStatusRequest {
+    #[prost(message, optional, tag = "1")]
+    pub image: Option<ImageSpec>,
+}
+
+/// An image, if there is one.
+#[derive(Clone, PartialEq, Message)]
+pub struct ImageStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub image: Option<Id>,
+}
+
 /// Names a container.
 #[derive(Clone, PartialEq, Message)]
 pub struct ContainerRequest {

@@ -15,8 +15,9 @@ pub use self::grpc::Status;
 use self::messages::{
     AttachRequest, ContainerConfig, ContainerRequest, ContainerStats, ContainerStatsFilter, ContainerStatus,
     ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest, ExecSyncResponse,
-    Id, LinuxContainerResources, ListContainerStatsRequest, ListContainerStatsResponse, PodSandboxConfig,
-    PodSandboxStats, PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
+    Id, ImageSpec, ImageStatusRequest, ImageStatusResponse, LinuxContainerResources,
+    ListContainerStatsRequest, ListContainerStatsResponse, PodSandboxConfig, PodSandboxStats,
+    PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
     RunPodSandboxRequest, StatusRequest, StatusResponse, StopContainerRequest,
     UpdateContainerResourcesRequest, Url,
 };
@@ -37,8 +38,16 @@ impl Cri {
     /// It does not listen.
     pub fn connect() -> anyhow::Result<Self> {
         let socket = std::env::var("CONTAINERD_ADDRESS").unwrap_or_else(|_| SOCKET.to_owned());
+        Self::connect_to(Path::new(&socket))
+    }
+
+    /// Connects to the containerd at this socket.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn connect_to(socket: &Path) -> anyhow::Result<Self> {
         let connection =
-            Connection::open(Path::new(&socket), None).with_context(|| format!("connecting to {socket}"))?;
+            Connection::open(socket, None).with_context(|| format!("connecting to {}", socket.display()))?;
         Ok(Self { connection })
     }
 
@@ -57,6 +66,17 @@ impl Cri {
     pub fn network(&self) -> anyhow::Result<String> {
         let mut answer: StatusResponse = self.call("Status", &StatusRequest { verbose: true })?;
         answer.info.remove("cniconfig").context("an answer without networks")
+    }
+
+    /// Whether there is an image of this name.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn has_image(&self, name: &str) -> anyhow::Result<bool> {
+        let request = ImageStatusRequest { image: Some(ImageSpec { image: name.to_owned() }) };
+        let answer: ImageStatusResponse =
+            self.connection.call("/runtime.v1.ImageService/ImageStatus", &request)?;
+        Ok(answer.image.is_some())
     }
 
     /// Makes a pod and answers its id.

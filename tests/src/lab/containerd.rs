@@ -16,9 +16,10 @@ use nix::unistd::Pid;
 
 use super::debian::output_of;
 
-/// Ends with what the installer adds to a node's configuration, so that every test under CRI is one of that.
-const TEMPLATE: &str =
-    concat!(include_str!("containerd.toml"), include_str!("../../../deploy/containerd/version-2.toml"));
+/// A node's configuration before anything is installed.
+const TEMPLATE: &str = include_str!("containerd.toml");
+/// What the installer adds to it, so that every test under CRI is one of that.
+const ADDED: &str = include_str!("../../../deploy/containerd/version-2.toml");
 /// containerd says by itself when it is ready; on an emulated machine that shares a busy host it takes its time.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Namespaces into which the images are imported: that of `ctr`, and that of the CRI plugin.
@@ -42,6 +43,28 @@ pub struct Places {
     pub cni_configuration: PathBuf,
 }
 
+impl Places {
+    /// Writes the configuration file.
+    fn configure(&self, text: &str) -> Result<()> {
+        if let Some(directory) = self.configuration.parent() {
+            fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+        }
+        fs::write(&self.configuration, text)
+            .with_context(|| format!("writing {}", self.configuration.display()))
+    }
+
+    /// Writes the configuration of a node on which Saya is not installed, and gives it.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn configure_without_saya(&self) -> Result<String> {
+        let text = configuration(self);
+        self.configure(&text)?;
+        Ok(text)
+    }
+}
+
 /// A containerd that answers, and is started anew when it ends by itself, as systemd would do it.
 pub struct Containerd {
     supervised: Supervised,
@@ -49,18 +72,25 @@ pub struct Containerd {
 }
 
 impl Containerd {
+    /// Starts containerd as on a node on which Saya is installed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start_configured`](Self::start_configured).
+    pub fn start(places: &Places, environment: &[(&str, String)]) -> Result<Self> {
+        places.configure(&(configuration(places) + ADDED))?;
+        Self::start_configured(places, environment)
+    }
+
     /// Starts containerd with variables added to its environment, and waits until it says that it is ready.
     ///
     /// # Errors
     ///
     /// containerd is not installed, ended, or was not ready in time; the message has the end of its log.
-    pub fn start(places: &Places, environment: &[(&str, String)]) -> Result<Self> {
-        for directory in
-            [places.root.as_path(), places.state.as_path()].into_iter().chain(places.configuration.parent())
-        {
+    pub fn start_configured(places: &Places, environment: &[(&str, String)]) -> Result<Self> {
+        for directory in [&places.root, &places.state] {
             fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
-        fs::write(&places.configuration, configuration(places))?;
         let log = File::create(&places.log).with_context(|| format!("making {}", places.log.display()))?;
         let (notices, address) = notice_socket()?;
         let mut command = Command::new("containerd");
@@ -261,6 +291,6 @@ mod tests {
         let text = configuration(&usual_places());
         assert!(!text.contains("= \"@"), "{text}");
         assert!(text.contains("root = \"/var/lib/containerd\""));
-        assert!(text.contains("containerd.runtimes.kata]"));
+        assert!(!text.contains("containerd.runtimes.kata]") && ADDED.contains("containerd.runtimes.kata]"));
     }
 }

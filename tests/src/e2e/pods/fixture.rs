@@ -1,6 +1,6 @@
 //! Pods and containers that go with the test.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,14 +13,36 @@ use crate::cri::messages::{
     PodSandboxMetadata,
 };
 use crate::ctr::finish;
-use crate::e2e::context::{BUSYBOX, Context};
+use crate::e2e::context::{BUSYBOX, Context, NotApplicable, eventually};
+use crate::leaks::Holdings;
 
 /// The bridge of the lab's CNI network, which the plugin leaves when the last pod has gone.
 const BRIDGE: &str = "saya0";
+/// Where the lab's containerd looks for networks; the first by name is taken.
+pub(super) const NETWORKS: &str = "/etc/cni/net.d";
 /// How long a command may take unless it is to be ended.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What a kubelet gives a container between SIGTERM and SIGKILL, shortened.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
+
+/// Ends a test, as skipped, that changes what the lab's own machine has.
+///
+/// # Errors
+/// [`NotApplicable`], elsewhere.
+pub(super) fn in_the_lab_alone() -> Result<(), NotApplicable> {
+    if Path::new(NETWORKS).join("10-saya.conflist").exists() {
+        return Ok(());
+    }
+    Err(NotApplicable("containerd has its networks elsewhere than the lab's"))
+}
+
+/// Expects nothing to be there of a pod that could not be made that was not there before it, but for its network's bridge, which
+/// stays.
+pub(super) fn expect_nothing_left(before: &Holdings) -> anyhow::Result<()> {
+    let left = || before.leaked_by(&Holdings::now());
+    eventually("nothing is left of the pod", || Ok(left().iter().all(|thing| thing.contains(BRIDGE))))
+        .with_context(|| format!("{:?}", left()))
+}
 
 /// A node: containerd's CRI plugin with the runtime under test.
 pub(super) struct Node<'a> {
@@ -37,7 +59,12 @@ impl<'a> Node<'a> {
 
     /// One whose pods have this runtime handler.
     pub(super) fn with_handler(context: &'a Context, handler: &'a str) -> anyhow::Result<Self> {
-        Ok(Self { cri: Cri::connect()?, handler, context })
+        Ok(Self::of(Cri::connect()?, context, handler))
+    }
+
+    /// One with a containerd of its own.
+    pub(super) fn of(cri: Cri, context: &'a Context, handler: &'a str) -> Self {
+        Self { cri, handler, context }
     }
 
     /// A pod's configuration.

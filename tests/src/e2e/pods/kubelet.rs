@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
-use super::fixture::{GRACE, Node, Pod};
+use super::fixture::{GRACE, NETWORKS, Node, Pod, expect_nothing_left, in_the_lab_alone};
 use super::lifecycle::wait_for_exit;
 use crate::cri::Status;
 use crate::cri::messages::{
     CONTAINER_RUNNING, ContainerConfig, DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig,
     Mount,
 };
-use crate::e2e::context::{Context, NotApplicable, eventually};
+use crate::e2e::context::{Context, eventually};
 use crate::leaks::Holdings;
 
 const WEB_PORT: u16 = 8080;
@@ -101,8 +101,7 @@ fn http_status(address: SocketAddr, path: &str) -> anyhow::Result<u32> {
     Ok(status.parse()?)
 }
 
-/// Where the lab's containerd looks for networks and for plugins; the first network by name is taken.
-const NETWORKS: &str = "/etc/cni/net.d";
+/// Where the lab's containerd looks for plugins.
 const PLUGINS: &str = "/opt/cni/bin";
 const FAULTY: &str = "saya-faulty";
 /// Where the plugin host-local notes which addresses of a network are taken, each as a file.
@@ -112,9 +111,7 @@ const WORDS: &str = "no more after the veth";
 
 /// A network whose second plugin fails, after the first has made the pod's interface. Then the network is mended.
 pub(super) fn half_made_network(context: &Context) -> anyhow::Result<()> {
-    if !Path::new(NETWORKS).join("10-saya.conflist").exists() {
-        return Err(NotApplicable("containerd has its networks elsewhere than the lab's").into());
-    }
+    in_the_lab_alone()?;
     let node = Node::new(context)?;
     let faulty = Faulty::install()?;
     eventually("containerd knows the network", || Ok(node.cri.network()?.contains(FAULTY)))?;
@@ -127,12 +124,7 @@ pub(super) fn half_made_network(context: &Context) -> anyhow::Result<()> {
         Err(error) => format!("{error:#}"),
     };
     ensure!(error.contains(WORDS), "{error}");
-    eventually("nothing is left of the pod", || {
-        let left = before.leaked_by(&Holdings::now());
-        // The bridge is the network's, and stays.
-        Ok(left.iter().all(|thing| thing.contains("saya0")))
-    })
-    .with_context(|| format!("{:?}", before.leaked_by(&Holdings::now())))?;
+    expect_nothing_left(&before)?;
     let taken = fs::read_dir(ADDRESSES)?.collect::<Result<Vec<_>, _>>()?;
     let taken = taken.iter().filter(|entry| entry.file_name().to_string_lossy().parse::<IpAddr>().is_ok());
     ensure!(taken.count() == 0, "an address is still taken");

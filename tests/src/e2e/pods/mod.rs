@@ -2,6 +2,7 @@
 
 mod devices;
 mod fixture;
+mod installation;
 mod kubelet;
 mod lifecycle;
 mod processes;
@@ -36,6 +37,7 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "pods_outlive_containerd_and_a_dead_one_is_known_as_dead", check: recovery::recovers },
     Test { name: "probes_and_restarts_are_as_a_kubelet_drives_them", check: kubelet::probes_and_restarts },
     Test { name: "a_network_that_is_half_made_leaves_nothing", check: kubelet::half_made_network },
+    Test { name: "a_node_on_which_it_is_installed_runs_pods_by_its_handler", check: installation::node },
     Test { name: "a_limit_below_what_a_container_needs_is_told_in_one_error", check: kubelet::too_small },
     Test { name: "a_pod_may_be_made_without_a_container_that_makes_it", check: sandbox_api::pod },
     Test { name: "redis_and_its_client_in_one_pod", check: scenarios::redis },
