@@ -105,7 +105,9 @@ impl Tasks {
     ) -> Result<u32, TaskError> {
         let Translation { mut guest, volumes, block_devices, hooks, root, network_namespace } = translation;
         self.check_network(network_namespace.as_deref())?;
-        if lay_out(&places, root_mounts(&request.rootfs), root).await? == Access::ReadOnly {
+        if let Some(root) = root
+            && lay_out(&places, root_mounts(&request.rootfs), root).await? == Access::ReadOnly
+        {
             // The guest would collect writes and learn too late that there is no place for them.
             if let Some(root) = guest.get_mut("root").and_then(Value::as_object_mut) {
                 root.insert("readonly".into(), Value::Bool(true));

@@ -1,13 +1,9 @@
 //! The two specs of a pod that the Sandbox API makes: what its virtual machine is to be, and its own process in there.
 
-use saya_agent_api::{AGENT_PROGRAM, HOLD_POD, POD_ROOT};
 use serde_json::{Map, Value, json};
 
 use super::pod_config::{LinuxPodSandboxConfig, NODE, PodSandboxConfig};
-use crate::spec::{Document, DocumentError};
-
-/// Where the program of the pod's own process is in its root.
-const PROGRAM: &str = "/pod";
+use crate::spec::{Document, DocumentError, pause};
 
 /// The user and group of the pod's own process: they own nothing.
 const NOBODY: u32 = 65_535;
@@ -83,19 +79,8 @@ pub(super) fn of_process(config: &PodSandboxConfig, id: &str, namespaces: &Value
     if !config.hostname.is_empty() {
         spec.insert("hostname".into(), json!(config.hostname));
     }
-    spec.insert("root".into(), json!({"path": POD_ROOT, "readonly": true}));
-    spec.insert(
-        "process".into(),
-        json!({
-            "args": [PROGRAM, HOLD_POD],
-            "cwd": "/",
-            "user": {"uid": NOBODY, "gid": NOBODY},
-            "noNewPrivileges": true,
-        }),
-    );
-    let program =
-        json!({"destination": PROGRAM, "type": "bind", "source": AGENT_PROGRAM, "options": ["bind", "ro"]});
-    spec.insert("mounts".into(), json!([program]));
+    spec.insert("process".into(), json!({"user": {"uid": NOBODY, "gid": NOBODY}, "noNewPrivileges": true}));
+    pause::hold_pod(&mut spec);
     spec.insert(
         "linux".into(),
         json!({

@@ -7,6 +7,7 @@ pub(crate) mod hooks;
 pub(crate) mod mappings;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
+pub(crate) mod pause;
 pub(crate) mod translation;
 
 pub(crate) use document::{Document, DocumentError};

@@ -11,7 +11,7 @@ use super::devices::{self, DeviceError, HostBlockDevice};
 use super::hooks::{self, HookError, HostHooks};
 use super::mounts::{self, MountError, SourceKind, Volume};
 use super::namespaces::{self, NamespaceError, PodSandbox};
-use super::{Document, DocumentError};
+use super::{Document, DocumentError, pause};
 use crate::cgroup::{CgroupPath, PathError};
 
 /// What a translation needs to know beside the spec.
@@ -39,8 +39,9 @@ pub(crate) struct Translation {
     pub(crate) hooks: HostHooks,
     /// The pod's network namespace, where the spec names one.
     pub(crate) network_namespace: Option<PathBuf>,
-    /// The root file system's directory in the bundle, or wherever the spec says; absolute.
-    pub(crate) root: PathBuf,
+    /// The root file system's directory in the bundle, or wherever the spec says; absolute. None where the guest needs none
+    /// of the host's.
+    pub(crate) root: Option<PathBuf>,
 }
 
 /// Why a spec cannot be carried out in a guest.
@@ -90,6 +91,11 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     check_process(spec)?;
     let root = root_path(spec, context)?;
     let mut guest = spec.value().as_object().ok_or(DocumentError::NotAnObject)?.clone();
+    let is_pause = pause::is_pause(spec);
+    if is_pause {
+        // Nothing of them is needed, so that nothing of them can be wrong.
+        guest.remove("mounts");
+    }
 
     let network_namespace = namespaces::translate(&mut guest, context.sandbox)?;
     let volumes = mounts::translate(&mut guest, context.bundle, context.inspect)?;
@@ -97,13 +103,16 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     devices::remove_host_rules(&mut guest, &block_devices);
     let hooks = hooks::split(&mut guest)?;
 
-    if let Some(root) = guest.get_mut("root").and_then(Value::as_object_mut) {
+    if is_pause {
+        pause::hold_pod(&mut guest);
+    } else if let Some(root) = guest.get_mut("root").and_then(Value::as_object_mut) {
         root.insert("path".into(), json!(guest_rootfs(context.container)));
     }
     let linux = guest.entry("linux").or_insert_with(|| json!({}));
     let linux = linux.as_object_mut().ok_or(TranslationError::Linux)?;
     check_cgroup(linux.get("cgroupsPath"))?;
     linux.insert("cgroupsPath".into(), json!(format!("/{}", context.container)));
+    let root = Some(root).filter(|_| !is_pause);
     Ok(Translation { guest: Value::Object(guest), volumes, block_devices, hooks, network_namespace, root })
 }
 
@@ -178,7 +187,34 @@ mod tests {
                 },
             })
         );
-        assert_eq!(translation.root, Path::new("/bundle/rootfs"));
+        assert_eq!(translation.root.as_deref(), Some(Path::new("/bundle/rootfs")));
+    }
+
+    #[test]
+    fn a_pods_pause_container_needs_nothing_of_the_host_and_keeps_its_namespaces_and_rights() {
+        let mut sandbox = spec();
+        sandbox["annotations"] = json!({"io.kubernetes.cri.container-type": "sandbox"});
+        sandbox["process"] = json!({"args": ["/pause"], "cwd": "/x", "user": {"uid": 7}, "env": ["A=b"]});
+        sandbox["mounts"] = json!([{"destination": "/dev/shm", "type": "bind", "source": "/no/such"}]);
+        sandbox["hostname"] = json!("web");
+        let translation = translated(sandbox).unwrap();
+        assert_eq!((translation.root, translation.volumes), (None, Vec::new()));
+        assert_eq!(
+            translation.guest,
+            json!({
+                "ociVersion": "1.0.2",
+                "hostname": "web",
+                "annotations": {"io.kubernetes.cri.container-type": "sandbox"},
+                "process": {"args": ["/pod", "hold-pod"], "cwd": "/", "user": {"uid": 7}, "env": ["A=b"]},
+                "root": {"path": "/run/saya/pod", "readonly": true},
+                "mounts": [{"destination": "/pod", "type": "bind", "source": "/init", "options": ["bind", "ro"]}],
+                "linux": {
+                    "cgroupsPath": "/c1",
+                    "namespaces": [{"type": "pid"}, {"type": "ipc"}],
+                    "resources": {"memory": {"limit": 1}},
+                },
+            })
+        );
     }
 
     #[test]

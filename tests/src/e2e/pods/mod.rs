@@ -5,6 +5,7 @@ mod fixture;
 mod installation;
 mod kubelet;
 mod lifecycle;
+mod pause;
 mod processes;
 mod recovery;
 mod sandbox_api;
@@ -38,6 +39,7 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "probes_and_restarts_are_as_a_kubelet_drives_them", check: kubelet::probes_and_restarts },
     Test { name: "a_network_that_is_half_made_leaves_nothing", check: kubelet::half_made_network },
     Test { name: "a_node_on_which_it_is_installed_runs_pods_by_its_handler", check: installation::node },
+    Test { name: "a_pods_pause_container_is_no_program_of_its_image", check: pause::nothing_of_its_image },
     Test { name: "a_limit_below_what_a_container_needs_is_told_in_one_error", check: kubelet::too_small },
     Test { name: "a_pod_may_be_made_without_a_container_that_makes_it", check: sandbox_api::pod },
     Test { name: "redis_and_its_client_in_one_pod", check: scenarios::redis },

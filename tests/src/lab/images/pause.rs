@@ -1,4 +1,5 @@
 //! registry.k8s.io/pause:3.9: one static program that does nothing but hold a pod's namespaces.
+//! In a pod of ours its place is taken by a program of the guest's; runc runs it.
 
 use std::fs;
 use std::path::PathBuf;
