@@ -65,7 +65,14 @@ impl VsockAddress {
     async fn shake_hands(&self, port: u32) -> io::Result<UnixStream> {
         let mut stream = UnixStream::connect(through(&*self.directory, VSOCK_SOCKET)).await?;
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-        let answer = read_line(&mut stream, ANSWER_MAX).await?;
+        let ended = |error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::new(
+                io::ErrorKind::ConnectionRefused,
+                format!("it did not take a connection to its vsock port {port}, and the VMM has ended that"),
+            ),
+            _ => error,
+        };
+        let answer = read_line(&mut stream, ANSWER_MAX).await.map_err(ended)?;
         if answer.starts_with(b"OK ") {
             return Ok(stream);
         }

@@ -32,8 +32,9 @@ pub(super) const MAX_HANDSHAKES: usize = 64;
 pub(super) const MAX_REPLIES: usize = 128;
 /// How long a host client may take to say what it wants.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the guest may take to answer a connection request.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the guest may take to answer a connection request. A client that is out of patience before leaves, which takes its
+/// request back; the shim's patience is at most this (the configuration key `agent_timeout`).
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long the guest may take to reset a connection that the host has closed (Linux waits 8 s as well).
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
