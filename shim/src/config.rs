@@ -1,8 +1,10 @@
 //! The configuration file: TOML, every key optional, unknown keys refused. `docs/configuration.md` describes the keys.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{env, fs, io};
 
+use saya_vmm::control::LONGEST_PATIENCE;
 use serde::Deserialize;
 
 /// The environment variable that names the configuration file before every other place.
@@ -10,9 +12,6 @@ pub(crate) const CONFIG_VARIABLE: &str = "SAYA_CONFIG";
 
 /// Where the file is looked for when [`CONFIG_VARIABLE`] does not name one; the first that exists counts.
 const PLACES: [&str; 2] = ["/etc/saya/config.toml", "/usr/local/share/saya/config.toml"];
-
-/// The longest that the shim can be told to wait for a guest, in seconds.
-const TIMEOUT_MAX: u32 = 3600;
 
 /// What an operator can set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -138,7 +137,7 @@ impl Config {
             return out_of_range("memory_overhead", self.memory_overhead.to_string(), "64 to 65536 MiB");
         }
         for (key, seconds) in [("boot_timeout", self.boot_timeout), ("agent_timeout", self.agent_timeout)] {
-            if !(1..=TIMEOUT_MAX).contains(&seconds) {
+            if seconds == 0 || Duration::from_secs(seconds.into()) > LONGEST_PATIENCE {
                 return out_of_range(key, seconds.to_string(), "1 to 3600 seconds");
             }
         }

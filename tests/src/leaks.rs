@@ -123,7 +123,7 @@ fn is_of_a_namespace(path: &Path) -> bool {
 }
 
 /// Everything below `directory` that `wanted` accepts, links not followed; nothing where it does not exist.
-fn walk(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
+pub(crate) fn walk(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let mut found = Vec::new();
     for entry in entries.flatten() {

@@ -12,4 +12,5 @@ pub mod demo;
 pub mod e2e;
 pub mod lab;
 pub mod leaks;
+pub mod processes;
 pub mod report;

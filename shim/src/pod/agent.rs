@@ -223,6 +223,19 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
+    async fn a_connection_that_ends_before_it_is_taken_names_its_port() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = tokio::net::UnixListener::bind(directory.path().join(VSOCK_SOCKET)).unwrap();
+        let address = VsockAddress::new(std::fs::File::open(directory.path()).unwrap().into(), Duration::MAX);
+        let vmm = async { read_line(&mut listener.accept().await.unwrap().0, ANSWER_MAX).await.unwrap() };
+        let (asked, connected) = tokio::join!(vmm, address.connect(77));
+        assert_eq!(asked, b"CONNECT 77");
+        let error = connected.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(error.to_string().contains("vsock port 77"), "{error}");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
     async fn a_line_without_end_is_refused() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(&[b'x'; 64]).await.unwrap();

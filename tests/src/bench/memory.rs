@@ -1,13 +1,13 @@
 //! `memory`: what the host pays for idle pods: the PSS of shim and VMM, without and with the guest's own memory.
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::Context;
 use serde::Serialize;
 
 use super::runtimes::{Runtime, timed};
 use crate::ctr::remove;
+use crate::processes;
 use crate::report::table::Table;
 
 /// Our binary: processes are told by the file that they execute.
@@ -59,7 +59,7 @@ pub fn measure(steps: &[usize]) -> anyhow::Result<Vec<PodMemory>> {
 /// When /proc cannot be read.
 pub fn measure_now(pods: usize) -> anyhow::Result<PodMemory> {
     let mut total = PodMemory { pods, overhead_kib: 0, guest_kib: 0, processes: 0, threads: 0 };
-    for process in processes_of(SHIM)? {
+    for process in processes::that_execute(|program| program.ends_with(SHIM))? {
         let smaps = fs::read_to_string(process.join("smaps")).context("cannot read smaps")?;
         let (overhead, guest) = split_pss(&smaps);
         total.overhead_kib += overhead;
@@ -68,19 +68,6 @@ pub fn measure_now(pods: usize) -> anyhow::Result<PodMemory> {
         total.threads += fs::read_dir(process.join("task"))?.count();
     }
     Ok(total)
-}
-
-/// The /proc directories of the processes whose executable has this name.
-fn processes_of(executable: &str) -> anyhow::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Ok(target) = fs::read_link(path.join("exe")) else { continue };
-        if target.file_name().is_some_and(|name| name == executable) {
-            found.push(path);
-        }
-    }
-    Ok(found)
 }
 
 /// What marks the guest's memory among `VmFlags` (proc(5)): neither in core dumps nor copied to children. A shim or VMM has no

@@ -1,8 +1,12 @@
 //! The messages.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+/// The longest that the shim may be told to wait for a guest, so that the VMM does not give a guest up before the shim.
+pub const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The most bytes of console that [`Event::Stopped`] carries.
 pub const CONSOLE_TAIL: usize = 8 * 1024;

@@ -25,6 +25,6 @@ mod message;
 
 pub use endpoint::{ControlError, Endpoint, ShimEnd, VmmEnd, pair};
 pub use message::{
-    BlockDevice, Boot, CONSOLE_TAIL, Counters, Device, Event, FileRole, Interface, PluggedDevice, Request,
-    Share, StopReason, Timeline, Writers,
+    BlockDevice, Boot, CONSOLE_TAIL, Counters, Device, Event, FileRole, Interface, LONGEST_PATIENCE,
+    PluggedDevice, Request, Share, StopReason, Timeline, Writers,
 };

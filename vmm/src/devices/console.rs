@@ -23,7 +23,8 @@ const RING: usize = 64 * 1024;
 /// How the kernel starts the line in which it says why it panicked.
 const PANIC: &str = "Kernel panic - not syncing: ";
 
-/// The longest line that is looked at for it, in bytes; a line of the kernel's log has 1 KiB at most (`LOG_LINE_MAX`).
+/// How many of the last bytes are looked at for it, whatever the guest writes; a line of the kernel's log has 1 KiB at
+/// most (`LOG_LINE_MAX`).
 const LINE: usize = 2048;
 
 /// How long a kernel that has panicked may go on writing. It says why first, then where, and at last replays its log,
@@ -66,7 +67,7 @@ impl Console {
     /// Whether the line that ends what is kept tells of a panic.
     fn ends_in_panic(&self) -> bool {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let backwards = ring.iter().rev().skip_while(|byte| **byte == b'\n').take(LINE);
+        let backwards = ring.iter().rev().take(LINE).skip_while(|byte| **byte == b'\n');
         let mut line: Vec<u8> = backwards.take_while(|byte| **byte != b'\n').copied().collect();
         line.reverse();
         line.windows(PANIC.len()).any(|part| part == PANIC.as_bytes())

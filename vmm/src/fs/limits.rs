@@ -85,6 +85,7 @@ mod tests {
         let budget = DescriptorBudget::share_out(u64::MAX, 2);
         assert_eq!(budget, DescriptorBudget { inodes: MOST_INODE_DESCRIPTORS, handles: MOST_HANDLES });
     }
+
     #[test]
     fn the_processs_limit_is_raised_as_far_as_is_needed_and_allowed() {
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);

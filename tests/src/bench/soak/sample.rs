@@ -110,12 +110,9 @@ fn entries(directory: &str) -> anyhow::Result<f64> {
     Ok(fs::read_dir(directory).with_context(|| directory.to_owned())?.count() as f64)
 }
 
-/// The directories in /proc of all processes with a program, which the kernel's own have not.
+/// The directories in /proc of all processes with a program.
 fn processes() -> anyhow::Result<Vec<std::path::PathBuf>> {
-    let numbered =
-        |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().parse::<u32>().is_ok());
-    let paths = fs::read_dir("/proc")?.filter_map(|entry| Some(entry.ok()?.path()));
-    Ok(paths.filter(|path| numbered(path) && fs::read_link(path.join("exe")).is_ok()).collect())
+    Ok(crate::processes::that_execute(|_| true)?)
 }
 
 /// Threads of all processes. One that ends meanwhile counts as none.

@@ -14,7 +14,8 @@ use crate::cri::Cri;
 use crate::ctr::{ctr, finish};
 use crate::e2e::context::{BUSYBOX, Context, eventually};
 use crate::lab::containerd::{Containerd, Places, places_below};
-use crate::leaks::Holdings;
+use crate::leaks::{self, Holdings};
+use crate::processes;
 
 /// What is installed: where the lab has it, and where it is below the node's root.
 const FILES: [&str; 3] = [
@@ -45,7 +46,7 @@ pub(super) fn node(context: &Context) -> anyhow::Result<()> {
 
     fs::write(&machine.places.configuration, machine.installed_configuration()?)?;
     finish(machine.installer().arg("--remove"))?;
-    let left = files_below(&machine.root)?;
+    let left = leaks::walk(&machine.root, &|path| !path.is_dir());
     ensure!(left == [machine.places.configuration.clone()], "left on the node: {left:?}");
     ensure!(fs::read_to_string(&machine.places.configuration)? == original, "another configuration is left");
     Ok(())
@@ -196,9 +197,10 @@ fn pod_by_the_handler(
         "the pod runs on the node's kernel, {hosts}"
     );
     let shim = machine.place(FILES[0]);
-    ensure!(processes_of(&shim)? > 0, "no process runs {}", shim.display());
+    let pods = || processes::that_execute(|program| program == shim);
+    ensure!(!pods()?.is_empty(), "no process runs {}", shim.display());
     pod.remove()?;
-    eventually("the pod's processes have ended", || Ok(processes_of(&shim)? == 0))
+    eventually("the pod's processes have ended", || Ok(pods()?.is_empty()))
 }
 
 /// A handler whose configuration file has a key that nobody knows makes no pod, says why, and leaves nothing. Once the
@@ -226,21 +228,4 @@ fn unknown_key(
 
     fs::write(file, format!("{usual}memory = 192\n"))?;
     node.run("typo")?.remove()
-}
-
-/// How many processes run the program at `path`.
-fn processes_of(path: &Path) -> anyhow::Result<usize> {
-    let processes = fs::read_dir("/proc")?.flatten();
-    let programs = processes.filter_map(|process| fs::read_link(process.path().join("exe")).ok());
-    Ok(programs.filter(|program| program == path).count())
-}
-
-/// All files below a directory.
-fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() { found.extend(files_below(&path)?) } else { found.push(path) }
-    }
-    Ok(found)
 }

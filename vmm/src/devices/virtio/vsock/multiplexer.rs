@@ -21,6 +21,7 @@ use super::host_stream::HostStream;
 use super::packet::{HEADER_SIZE, HOST_CID, Header, Operation, TYPE_STREAM};
 use super::stream::{Stream, WATCH_READABLE};
 use super::table::PortTable;
+use crate::control::LONGEST_PATIENCE;
 use crate::devices::virtio::chain::GuestSlices;
 use crate::devices::virtio::poller::Poller;
 
@@ -33,8 +34,8 @@ pub(super) const MAX_REPLIES: usize = 128;
 /// How long a host client may take to say what it wants.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the guest may take to answer a connection request. A client that is out of patience before leaves, which takes its
-/// request back; the shim's patience is at most this (the configuration key `agent_timeout`).
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3600);
+/// request back.
+pub(super) const REQUEST_TIMEOUT: Duration = LONGEST_PATIENCE;
 /// How long the guest may take to reset a connection that the host has closed (Linux waits 8 s as well).
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
