@@ -23,7 +23,6 @@ const EXTENDED_LEAVES: &[u32] = &[
     0x8000_0006,
     0x8000_0007,
     0x8000_0008,
-    0x8000_000A,
     0x8000_001D,
     0x8000_001E,
     0x8000_0021,
@@ -39,6 +38,10 @@ const ECX_X2APIC: u32 = 1 << 21;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HYPER_THREADING: u32 = 1 << 28;
+/// Intel's and AMD's virtualisation (AMD's is of leaf 0x80000001; its leaf 0x8000000A does not stay either). Where the host lets
+/// guests have guests of their own, KVM's code for that is a large part of what a guest could attack.
+const ECX_VMX: u32 = 1 << 5;
+const ECX_SVM: u32 = 1 << 2;
 /// MONITOR/MWAIT and the performance-monitoring capabilities, of which nothing works in here.
 const ECX_MONITOR: u32 = 1 << 3;
 const ECX_PDCM: u32 = 1 << 15;
@@ -119,8 +122,8 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u32, topology: Topology) {
     match (entry.function, entry.index) {
         (0x1, _) => {
             entry.ebx = entry.ebx & 0x0000_FFFF | topology.vcpus << 16 | id << 24;
-            entry.ecx =
-                entry.ecx & !(ECX_MONITOR | ECX_PDCM) | ECX_X2APIC | ECX_TSC_DEADLINE | ECX_HYPERVISOR;
+            entry.ecx &= !(ECX_MONITOR | ECX_PDCM | ECX_VMX);
+            entry.ecx |= ECX_X2APIC | ECX_TSC_DEADLINE | ECX_HYPERVISOR;
             entry.edx &= !EDX_HYPER_THREADING;
             if topology.vcpus > 1 {
                 entry.edx |= EDX_HYPER_THREADING;
@@ -134,7 +137,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u32, topology: Topology) {
         }
         (0x7, 0) => entry.edx &= !EDX_AMX,
         (0xD, 0) => entry.eax &= !XCR0_AMX,
-        (0x8000_0001, _) => entry.ecx &= !ECX_AMD_COUNTERS,
+        (0x8000_0001, _) => entry.ecx &= !(ECX_AMD_COUNTERS | ECX_SVM),
         // AMD's number of cores, and the width of the identifier that tells them apart.
         (0x8000_0008, _) => entry.ecx = last | width(topology.vcpus) << 12,
         (0x8000_001D, _) if entry.eax & 0x1F != 0 => {
@@ -228,7 +231,9 @@ mod tests {
             entry(KVM_SIGNATURE, 0, KVM_FEATURES),
             entry(KVM_FEATURES, 0, 0x0100_7EFB),
             entry(0x8000_0000, 0, 0x8000_0026),
+            entry(0x8000_0001, 0, 0x806F8),
             entry(0x8000_0008, 0, 0x3030),
+            entry(0x8000_000A, 0, 1),
             entry(0x8000_001E, 0, 9),
             entry(0x8000_0026, 0, 9),
         ]
@@ -285,6 +290,14 @@ mod tests {
         assert_eq!(find(&entries, 0xD, 0).eax, 0x2E7);
         assert_eq!(find(&entries, 7, 0).edx & EDX_AMX, 0);
         assert!(!entries.iter().any(|entry| (entry.function, entry.index) == (0xD, 18)));
+    }
+
+    #[test]
+    fn a_guest_has_no_guests() {
+        let entries = build(&host(), 0, Topology { vcpus: 1, tsc_khz: 1 });
+        assert_eq!(find(&entries, 1, 0).ecx & ECX_VMX, 0);
+        assert_eq!(find(&entries, 0x8000_0001, 0).ecx & ECX_SVM, 0);
+        assert!(!entries.iter().any(|entry| entry.function == 0x8000_000A));
     }
 
     #[test]

@@ -8,11 +8,15 @@ use super::{JailError, step};
 /// some for the rest.
 const DESCRIPTORS: u64 = 96 * 1024;
 
+/// The size of core dumps, in bytes. A dump would hold what the guest reads, writes and sends. One byte forbids dumps to programs too,
+/// which 0 does not (core(5), `do_coredump` in fs/coredump.c); `setfsuid`, by which the file server takes on the guest's users, may make the
+/// process dumpable for them (`fs.suid_dumpable`).
+const CORE: u64 = 1;
+
 /// Sets them to the VMM's needs. `RLIMIT_FSIZE` stays, since the guest's files are as large as they are; `RLIMIT_NPROC`
 /// counts nothing for root, and no thread may start another one anyway.
 pub(super) fn set() -> Result<(), JailError> {
-    // A dump would hold the guest's memory.
-    lower(Resource::Core, 0, "RLIMIT_CORE")?;
+    lower(Resource::Core, CORE, "RLIMIT_CORE")?;
     lower(Resource::Msgqueue, 0, "RLIMIT_MSGQUEUE")?;
     lower(Resource::Rtprio, 0, "RLIMIT_RTPRIO")?;
     let descriptors = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };

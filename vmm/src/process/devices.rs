@@ -1,6 +1,7 @@
 //! The virtio devices of a virtual machine.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -17,9 +18,12 @@ use crate::devices::virtio::vsock::{Connector, Vsock, VsockConfig};
 use crate::event_loop::EventLoop;
 use crate::fs::{CachePolicy, Caching, DescriptorBudget, FsConfig, FsError};
 use crate::jail::{Confinement, Role};
+use crate::vm::VmConfig;
 
-/// The most inodes that the guest may know: what a kernel with 1 GiB of memory can keep, and 250 MiB here at worst.
-const MOST_INODES: usize = 1 << 20;
+/// The guest memory that an inode takes of which a kernel knows, in bytes: `fuse_inode` and `dentry`.
+const INODE_IN_GUEST: u64 = 1024;
+/// The fewest and the most inodes of a share that the guest may know. One with the longest name takes 460 bytes here.
+const INODES: RangeInclusive<u64> = 1 << 16..=1 << 20;
 /// The lowest address that is not reserved (virtio 1.2, 5.10.4).
 const FIRST_CID: u32 = 3;
 
@@ -127,15 +131,16 @@ impl LaterThreads {
 /// thread's capabilities are the threads' to begin with.
 pub(super) fn build(
     host: HostSide,
-    vcpus: u32,
+    machine: &VmConfig,
     event_loop: &EventLoop,
     confinement: &Confinement,
 ) -> Result<(Vec<Box<dyn VirtioDevice>>, LaterThreads), DeviceError> {
-    let net_threads = net_threads(&host, vcpus, confinement).map_err(DeviceError::NetThreads)?;
+    let net_threads = net_threads(&host, machine.vcpus, confinement).map_err(DeviceError::NetThreads)?;
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let budget = DescriptorBudget::of_this_process(u32::try_from(host.shares.len()).unwrap_or(u32::MAX));
+    let inodes = most_inodes(machine.memory_mib);
     for share in host.shares {
-        devices.push(Box::new(fs(share, budget, confinement)?));
+        devices.push(Box::new(fs(share, budget, inodes, confinement)?));
     }
     if let Some(vsock) = host.vsock {
         let VsockHost { guest_cid, listener, connector } = vsock;
@@ -155,9 +160,16 @@ pub(super) fn build(
     Ok((devices, LaterThreads { blk: blk_thread, net: net_threads }))
 }
 
+/// How many inodes of a share a guest may know: as many as an honest one with so much memory can keep.
+fn most_inodes(memory_mib: u64) -> usize {
+    let kept = memory_mib.saturating_mul(1 << 20) / INODE_IN_GUEST;
+    usize::try_from(kept.clamp(*INODES.start(), *INODES.end())).unwrap_or(usize::MAX)
+}
+
 fn fs(
     share: SharedDirectory,
     budget: DescriptorBudget,
+    most_inodes: usize,
     confinement: &Confinement,
 ) -> Result<Fs, DeviceError> {
     let SharedDirectory { tag, root, descriptor_directory, writers } = share;
@@ -171,7 +183,7 @@ fn fs(
         cache_policy: CachePolicy::below(1, caching),
         writeback: exclusive,
         implicit_opens: exclusive,
-        most_inodes: MOST_INODES,
+        most_inodes,
     };
     Fs::new(config, budget, confinement).map_err(|error| DeviceError::Share(tag, error))
 }
@@ -237,6 +249,11 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_knows_as_many_inodes_as_its_memory_could_keep_and_no_more_than_a_million() {
+        assert_eq!([64, 512, 4096, u64::MAX].map(most_inodes), [1 << 16, 1 << 19, 1 << 20, 1 << 20]);
+    }
+
+    #[test]
     fn a_reserved_address_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("vsock")).unwrap();
@@ -244,7 +261,9 @@ mod tests {
         let connector = Box::new(ControlConnector(Arc::new(vmm)));
         let vsock = Some(VsockHost { guest_cid: 2, listener, connector });
         let host = HostSide { vsock, ..HostSide::default() };
-        let built = build(host, 1, &EventLoop::new().unwrap(), &Confinement::none());
+        let machine =
+            VmConfig { vcpus: 1, memory_mib: 64, kernel_parameters: String::new(), console_verbose: false };
+        let built = build(host, &machine, &EventLoop::new().unwrap(), &Confinement::none());
         assert!(matches!(built.map(|_| ()), Err(DeviceError::GuestCid(2))));
     }
 }

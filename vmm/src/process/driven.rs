@@ -84,16 +84,16 @@ fn serve(control: &Arc<VmmEnd>, process_start_ns: u64, console: &Console) -> Res
     let shares = open_shares(boot.shares, &root, &descriptor_directory)?;
     let later_queue_pairs = boot.later_queue_pairs;
     let host = HostSide { shares, vsock, interfaces, later_queue_pairs };
-    let devices = devices::build(host, boot.vcpus, &event_loop, &confinement);
-    let (devices, later_threads) = devices.map_err(|error| error.to_string())?;
-    // The thread that serves files has them now.
-    jail::drop_capabilities().map_err(|error| error.to_string())?;
     let config = VmConfig {
         vcpus: boot.vcpus,
         memory_mib: boot.memory_mib,
         kernel_parameters: boot.kernel_parameters,
         console_verbose: boot.console_verbose,
     };
+    let devices = devices::build(host, &config, &event_loop, &confinement);
+    let (devices, later_threads) = devices.map_err(|error| error.to_string())?;
+    // The thread that serves files has them now.
+    jail::drop_capabilities().map_err(|error| error.to_string())?;
     let vm = Vm::build(&config, &kvm, kernel.into(), initramfs.as_ref(), devices, console.clone());
     // The guest might reach whatever the process has open.
     drop((kvm, initramfs));

@@ -72,14 +72,14 @@ fn run(options: &ForegroundOptions, process_start_ns: u64) -> Result<StopReason,
     let socket = options.vsock.as_deref().map(SocketFile::bind).transpose()?;
     let vsock = socket.as_ref().map(SocketFile::host).transpose()?;
     let host = HostSide { shares, vsock, ..HostSide::default() };
-    let devices = devices::build(host, options.vcpus, &event_loop, &Confinement::none());
-    let (devices, _) = devices.map_err(|error| error.to_string())?;
     let config = VmConfig {
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
         kernel_parameters: options.kernel_parameters.clone(),
         console_verbose: options.verbose,
     };
+    let devices = devices::build(host, &config, &event_loop, &Confinement::none());
+    let (devices, _) = devices.map_err(|error| error.to_string())?;
     let kvm = kvm::open().map_err(|error| error.to_string())?;
     let vm = Vm::build(&config, &kvm, kernel, initramfs.as_ref(), devices, Console::echoing());
     let mut vm = vm.and_then(|vm| vm.start(&Confinement::none())).map_err(|error| error.to_string())?;

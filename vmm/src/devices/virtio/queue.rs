@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{ActivationError, DeviceQueue};
 use super::{Activation, Interrupt};
@@ -84,16 +85,18 @@ pub struct Server {
 struct Notified {
     state: Arc<Mutex<State>>,
     queue: usize,
+    notification: EventFd,
 }
 
 impl Handler for Notified {
     fn ready(&self, _ready: EventFlags) {
+        // First, and of a broken device as well, since a notification that nobody reads wakes the loop for ever. Nobody else reads
+        // it, and a counter that is already zero is not an error worth more than a look.
+        let _ = self.notification.read();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { active, service } = &mut *state;
         let Some(Active { memory, queues, interrupt }) = active else { return };
         let Some(Some(queue)) = queues.get_mut(self.queue) else { return };
-        // Nobody else reads it, and a counter that is already zero is not an error worth more than a look.
-        let _ = queue.notification.read();
         if serve_queue(memory, self.queue, queue, interrupt, service.as_mut()).is_err() {
             // The driver has broken the device; it alone can mend it.
             let _ = interrupt.needs_reset();
@@ -123,7 +126,8 @@ impl Server {
         }
         self.lock().active = Some(Active { memory, queues, interrupt });
         for (queue, eventfd) in descriptors {
-            let handler = Arc::new(Notified { state: Arc::clone(&self.state), queue });
+            let notification = eventfd.try_clone().map_err(|source| host("dup of an eventfd", source))?;
+            let handler = Arc::new(Notified { state: Arc::clone(&self.state), queue, notification });
             // SAFETY: the descriptor is open as long as `eventfd`, which outlives the borrow.
             let descriptor = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
             let registration = self.event_loop.add(descriptor, EventFlags::IN, handler);
@@ -181,6 +185,14 @@ mod tests {
         }
     }
 
+    /// Has the loop look at everything that is ready now: it gets to this last.
+    fn look_at_all(event_loop: &EventLoop) {
+        let last = Counter::default();
+        let signal = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
+        let _registration = event_loop.add(signal.as_fd(), EventFlags::IN, Arc::new(last.clone())).unwrap();
+        event_loop.run(|| last.count() > 0).unwrap();
+    }
+
     #[test]
     fn a_queue_without_requests_interrupts_nobody() {
         let mut queue = TestQueue::new(64);
@@ -214,6 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn a_notification_of_a_broken_device_is_taken_all_the_same() {
+        let memory = test_driver::memory();
+        let mut driver = DriverQueue::new(&memory, 0, 16);
+        let (interrupt, _line) = InterruptLine::new();
+        let event_loop = EventLoop::new().unwrap();
+        let mut server = Server::new(event_loop.clone(), Box::new(Counter::default()));
+        server.start(test_driver::activation(&memory, &[&driver], interrupt, 0)).unwrap();
+        driver.set_available(65);
+        driver.notify();
+        look_at_all(&event_loop);
+        assert!(server.lock().active.is_none(), "the device is not broken");
+
+        driver.notify();
+        look_at_all(&event_loop);
+        assert!(!driver.is_notified(), "the notification wakes the loop for ever");
+    }
+
+    #[test]
     fn a_queue_is_served_when_it_is_notified_and_not_after_the_stop() {
         let memory = test_driver::memory();
         let mut driver = DriverQueue::new(&memory, 0, 16);
@@ -230,11 +260,7 @@ mod tests {
         server.stop();
         driver.offer(0);
         driver.notify();
-        // The loop has looked at everything that was ready when it gets to this.
-        let last = Counter::default();
-        let signal = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
-        let _registration = event_loop.add(signal.as_fd(), EventFlags::IN, Arc::new(last.clone())).unwrap();
-        event_loop.run(|| last.count() > 0).unwrap();
+        look_at_all(&event_loop);
         assert_eq!((served.count(), driver.take_used()), (1, None));
     }
 }

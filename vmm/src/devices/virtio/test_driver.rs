@@ -104,6 +104,11 @@ impl DriverQueue {
         self.notification.write(1).unwrap();
     }
 
+    /// Whether the device has not taken the last notification.
+    pub(crate) fn is_notified(&self) -> bool {
+        self.notification.read().is_ok()
+    }
+
     /// The next chain that the device has given back: its head and the bytes written. `None`: not yet, and
     /// there will be an interrupt.
     pub(crate) fn take_used(&mut self) -> Option<(u16, u32)> {

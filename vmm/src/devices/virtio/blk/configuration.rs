@@ -13,9 +13,10 @@ use super::SECTOR;
 pub(super) const QUEUE_SIZE: u16 = 128;
 /// Pieces of memory in one request: the queue's entries without those for header and status.
 const MOST_PIECES: u32 = QUEUE_SIZE as u32 - 2;
-/// Sectors that one request discards or makes zero at most, 64 MiB: a host's device that has no command for it writes
-/// zeroes for so long.
-pub(super) const MOST_CLEARED_SECTORS: u32 = 128 * 1024;
+/// Sectors that one request reads, writes, discards or makes zero at most, 64 MiB: what comes after it waits for it, the machine's end
+/// included, and a host's device that has no command for zeroes writes them for so long. Linux asks for 1,280 KiB of data, if it is not
+/// told otherwise (`BLK_DEF_MAX_SECTORS_CAP`, linux/blkdev.h).
+pub(super) const MOST_SECTORS: u32 = 128 * 1024;
 
 /// Length of `struct virtio_blk_config` up to the fields for zeroes (virtio 1.2, 5.2.4).
 const LENGTH: usize = 60;
@@ -48,10 +49,10 @@ pub(super) fn space(sectors: u64, block_size: u32) -> [u8; LENGTH] {
     put(12, &MOST_PIECES.to_le_bytes());
     put(20, &block_size.to_le_bytes());
     // For discarding: sectors, segments, alignment. For zeroes: sectors, segments, whether they may be discarded.
-    put(36, &MOST_CLEARED_SECTORS.to_le_bytes());
+    put(36, &MOST_SECTORS.to_le_bytes());
     put(40, &1_u32.to_le_bytes());
     put(44, &alignment.to_le_bytes());
-    put(48, &MOST_CLEARED_SECTORS.to_le_bytes());
+    put(48, &MOST_SECTORS.to_le_bytes());
     put(52, &1_u32.to_le_bytes());
     put(56, &[1]);
     space

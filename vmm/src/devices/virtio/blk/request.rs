@@ -10,7 +10,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::SECTOR;
-use super::configuration::MOST_CLEARED_SECTORS;
+use super::configuration::MOST_SECTORS;
 use super::host_file::{Clearing, Direction, HostFile};
 use crate::devices::virtio::chain::{Chain, GuestSlices, TooShort};
 
@@ -128,7 +128,7 @@ impl Disk {
         let count = u32::try_from(segment >> 64 & u128::from(u32::MAX)).unwrap_or_default();
         let flags = u32::try_from(segment >> 96).unwrap_or_default();
         let how = how(flags).ok_or(Failure::NotSupported)?;
-        if count == 0 || count > MOST_CLEARED_SECTORS {
+        if count == 0 {
             return Err(Failure::Refused);
         }
         let length = u64::from(count) * SECTOR;
@@ -141,10 +141,11 @@ impl Disk {
         if self.read_only { Err(Failure::Refused) } else { Ok(()) }
     }
 
-    /// Where on the device `length` bytes from `sector` on lie: whole sectors, none beyond the end.
+    /// Where on the device `length` bytes from `sector` on lie: whole sectors, not too many, none beyond the end.
     fn bytes(&self, sector: u64, length: usize) -> Result<Range<u64>, Failure> {
         let length = u64::try_from(length).map_err(|_| Failure::Refused)?;
-        let end = sector.checked_add(length / SECTOR).filter(|end| *end <= self.sectors);
+        let count = Some(length / SECTOR).filter(|count| *count <= MOST_SECTORS.into());
+        let end = count.and_then(|count| sector.checked_add(count)).filter(|end| *end <= self.sectors);
         match end {
             // What the device holds has been found to be countable in bytes.
             Some(end) if length % SECTOR == 0 => Ok(sector * SECTOR..end * SECTOR),
@@ -161,4 +162,18 @@ fn header(from: &GuestSlices<'_>) -> Result<[u64; 2], TooShort> {
     let kind = u64::try_from(header & u128::from(u32::MAX)).unwrap_or_default();
     let sector = u64::try_from(header >> 64).unwrap_or_default();
     Ok([kind, sector])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_request_does_not_keep_the_others_waiting_for_gigabytes() {
+        let file = HostFile(tempfile::tempfile().unwrap().into());
+        let disk = Disk { file, sectors: 1 << 40, read_only: false, id: String::new() };
+        let most = MOST_SECTORS as usize * SECTOR as usize;
+        assert_eq!(disk.bytes(1, most).unwrap(), SECTOR..SECTOR + most as u64);
+        assert!(disk.bytes(1, most + SECTOR as usize).is_err());
+    }
 }
