@@ -1,8 +1,8 @@
 //! The host's cgroup of a pod: the one that the spec names holds the shim and the VMM, and nothing else.
 //!
-//! Limits stay with whoever made the parents, as kubelet does: the container's own are enforced in the guest, and the
-//! VM cannot outgrow its size.
+//! The containers' own limits are enforced in the guest. This one's bound what a guest that has taken the VMM over could take of the host.
 
+mod limits;
 mod path;
 mod removal;
 
@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use limits::Limits;
 pub(crate) use path::{CgroupPath, PathError};
 pub(crate) use removal::remove;
 
@@ -69,12 +70,18 @@ impl PodCgroup {
         Ok(Self { hierarchies })
     }
 
-    /// Makes the cgroup and moves this process there. The VMM that it makes then is born there.
+    /// Makes the cgroup, sets its limits and moves this process there. The VMM that it makes then is born there.
     ///
     /// # Errors
     /// What the system returned, with the path.
-    pub(crate) fn join(&self) -> Result<(), CgroupError> {
-        self.hierarchies.iter().try_for_each(|membership| enter(&membership.mount, &membership.directory))
+    pub(crate) fn join(&self, limits: Limits) -> Result<(), CgroupError> {
+        self.hierarchies.iter().try_for_each(|membership| make(&membership.mount, &membership.directory))?;
+        let directories: Vec<&Path> =
+            self.hierarchies.iter().map(|membership| membership.directory.as_path()).collect();
+        limits.set(&directories)?;
+        self.hierarchies
+            .iter()
+            .try_for_each(|Membership { directory, .. }| move_self(directory).map_err(at(directory)))
     }
 
     /// The directories, for whoever has to clean up after a killed shim.
@@ -96,10 +103,11 @@ impl PodCgroup {
     }
 }
 
-fn enter(mount: &Path, directory: &Path) -> Result<(), CgroupError> {
+fn make(mount: &Path, directory: &Path) -> Result<(), CgroupError> {
     let mut made = mount.to_owned();
     for part in directory.strip_prefix(mount).unwrap_or(directory) {
         let parent = made.clone();
+        limits::pass_controllers_on(&parent);
         made.push(part);
         match fs::create_dir(&made) {
             Ok(()) => inherit_cpuset(&parent, &made).map_err(at(&made))?,
@@ -107,7 +115,7 @@ fn enter(mount: &Path, directory: &Path) -> Result<(), CgroupError> {
             Err(error) => return Err(at(&made)(error)),
         }
     }
-    move_self(directory).map_err(at(directory))
+    Ok(())
 }
 
 /// A new cgroup of v1's cpuset has no CPU and takes no process until it is given some

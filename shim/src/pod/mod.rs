@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use saya_agent_api::agent::ConfigureSandboxRequest;
 
-use crate::cgroup::{CgroupError, CgroupPath, PathError, PodCgroup};
+use crate::cgroup::{CgroupError, CgroupPath, Limits, PathError, PodCgroup};
 use crate::config::{Config, ConfigError};
 use crate::identifier;
 use crate::network::{self, NetworkError, PodNetwork};
@@ -394,7 +394,7 @@ fn boot(
     }
     .write(&record)
     .map_err(PodError::Directory)?;
-    host.cgroup.join()?;
+    host.cgroup.join(Limits::of_vm(size.memory_mib, size.vcpus))?;
     if let Some(path) = network_namespace {
         let note =
             |interfaces: &[u32]| Record::change(&record, |record| record.interfaces = interfaces.to_vec());

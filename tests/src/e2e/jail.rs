@@ -46,9 +46,32 @@ fn jailed(context: &Context) -> anyhow::Result<()> {
             [&vmm, Path::new("/proc/self")].map(|process| fs::read_link(process.join("ns").join(namespace)));
         ensure!(theirs? != ours?, "the VMM is in the host's {namespace} namespace");
     }
+    limited(&vmm)?;
     let interfaces = fs::read_to_string(vmm.join("net/dev"))?;
     ensure!(interfaces.lines().skip(2).all(|line| line.trim().starts_with("lo:")), "{interfaces}");
     container.remove()
+}
+
+/// The cgroup of the VMM gives it what its guest may take and not much more, whatever the containers' limits are.
+fn limited(vmm: &Path) -> anyhow::Result<()> {
+    let membership = fs::read_to_string(vmm.join("cgroup"))?;
+    let limit = |controller: &str, files: [&str; 2]| -> anyhow::Result<u64> {
+        let places = membership.lines().filter_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            (controllers.is_empty() || controllers.split(',').any(|name| name == controller))
+                .then(|| Path::new("/sys/fs/cgroup").join(controllers).join(path.trim_start_matches('/')))
+        });
+        let mut found =
+            places.flat_map(|place| files.map(|file| place.join(file))).filter(|file| file.exists());
+        let file = found.next().with_context(|| format!("no limit of {controller}: {membership}"))?;
+        let value = fs::read_to_string(&file)?;
+        value.trim().parse().with_context(|| format!("{}: {value:?}", file.display()))
+    };
+    let memory = limit("memory", ["memory.max", "memory.limit_in_bytes"])?;
+    ensure!((512 << 20..=2 << 30).contains(&memory), "the VMM may take {memory} bytes");
+    let threads = limit("pids", ["pids.max", "pids.max"])?;
+    ensure!(threads < 2048, "the VMM's cgroup may have {threads} threads");
+    Ok(())
 }
 
 /// What [`FILES`] has, and `CAP_KILL`, `NET_ADMIN`, `SYS_PTRACE`, `SYS_ADMIN`.

@@ -3,6 +3,9 @@
 //! A test program re-executes itself as the VMM: it has a test `vmm_process` that calls [`be_the_vmm`], which is that
 //! process where the environment says so, and nothing otherwise.
 
+#[allow(dead_code, reason = "not every test program has a tap")]
+pub(crate) mod tap;
+
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};

@@ -5,10 +5,13 @@ use saya_vmm::layout::VIRTIO_MMIO_BASE;
 
 use crate::assembler::Code;
 
-/// The devices of a machine with a share, vsock and no network, in their order, and how many queues each has.
-pub(crate) const DEVICES: [(&str, u32); 4] = [("fs", 2), ("vsock", 3), ("rng", 1), ("balloon", 4)];
+/// The devices of a machine with a share, vsock, an interface of two queue pairs and, in the first slot for what comes later, a disk,
+/// in their order, and how many queues each has.
+pub(crate) const DEVICES: [(&str, u32); 6] =
+    [("fs", 2), ("vsock", 3), ("net", 5), ("rng", 1), ("balloon", 4), ("blk", 1)];
 pub(crate) const FS: u32 = 0;
 pub(crate) const VSOCK: u32 = 1;
+pub(crate) const BLK: u32 = 5;
 
 /// The status bits of a driver that is ready.
 pub(crate) const DRIVER_OK: u32 = 15;
@@ -58,6 +61,15 @@ impl Rings {
     pub(crate) fn set_available(&self, code: &mut Code, index: u16) {
         code.store_word(self.available + 2, index);
     }
+}
+
+/// Waits for the disk, which comes when the machine runs.
+pub(crate) fn wait_for_disk(code: &mut Code) {
+    // again: cmp dword [magic value], "virt"; jne again
+    code.bytes(&[0x81, 0x3D]);
+    code.bytes(&register(BLK, 0).to_le_bytes());
+    code.bytes(b"virt");
+    code.bytes(&[0x75, 0xF4]);
 }
 
 /// Resets a device and agrees with it on all that it offers.

@@ -1,7 +1,7 @@
 //! The machine that a hostile guest runs in, watched from outside.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::process::{Pid, setpriority_process};
 use rustix::thread::UnshareFlags;
-use saya_vmm::control::{Boot, Event, FileRole, Request, Share, StopReason, Writers};
+use saya_vmm::control::{
+    BlockDevice, Boot, Device, Event, FileRole, Interface, Request, Share, StopReason, Writers,
+};
 
+use crate::common::tap::{bring_up, open_queue};
 use crate::common::{Vmm, boot, kernel, kvm_is_there};
 
 /// The threads of a VMM with one vCPU: main, vCPU, fs, vsock; one that KVM adds; and what a test program has.
@@ -29,6 +32,14 @@ const LEAST_PRIORITY: i32 = 19;
 
 /// The name of the directory that the guest is served.
 const SERVED: &str = "live";
+
+/// What the machine's thread leaves: taps are in a network of its own, too.
+const NAMESPACES: UnshareFlags = UnshareFlags::FS.union(UnshareFlags::NEWNS).union(UnshareFlags::NEWNET);
+
+/// The interface's queue pairs.
+const QUEUE_PAIRS: usize = 2;
+/// Sectors of the disk.
+const SECTORS: u64 = 2048;
 
 /// What a guest may cost at most.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +79,7 @@ pub(crate) fn run(
         let run = scope.spawn(|| {
             let directory = tempfile::tempdir().unwrap();
             // SAFETY: the thread has nothing that the namespace it leaves would still be needed for.
-            if unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.is_err() {
+            if unsafe { rustix::thread::unshare_unsafe(NAMESPACES) }.is_err() {
                 eprintln!("skipped: no right to make namespaces");
                 return None;
             }
@@ -90,19 +101,39 @@ pub(crate) fn run(
     })
 }
 
-/// Boots a machine that shares a directory and listens at a new socket.
-fn boot_machine(vmm: &Vmm, code: &[u8], share: &Path, socket: &Path) {
+/// Boots a machine that shares a directory, listens at a new socket, and has an interface if there are taps for it.
+fn boot_machine(vmm: &Vmm, code: &[u8], share: &Path, socket: &Path, taps: &[OwnedFd]) {
     let listener = UnixListener::bind(socket).unwrap();
     let (share, kernel) = (File::open(share).unwrap(), kernel(code));
     let shares = vec![Share { name: SERVED.into(), writers: Writers::GuestAndHost }];
-    let message = Boot { shares, ..boot(&[FileRole::Kernel, FileRole::Share, FileRole::Vsock]) };
-    vmm.boot(message, &[kernel.as_fd(), share.as_fd(), listener.as_fd()]);
+    let mut roles = vec![FileRole::Kernel, FileRole::Share, FileRole::Vsock];
+    let mut files = vec![kernel.as_fd(), share.as_fd(), listener.as_fd()];
+    for (queue_pair, tap) in (0..).zip(taps) {
+        roles.push(FileRole::Tap { interface: 0, queue_pair });
+        files.push(tap.as_fd());
+    }
+    let queue_pairs = u16::try_from(taps.len()).unwrap();
+    let interface = Interface { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, queue_pairs };
+    let interfaces = if taps.is_empty() { Vec::new() } else { vec![interface] };
+    vmm.boot(Boot { shares, interfaces, ..boot(&roles) }, &files);
+}
+
+/// Has a disk come when the machine runs.
+fn attach_disk(vmm: &Vmm) {
+    let disk = tempfile::tempfile().unwrap();
+    disk.set_len(512 * SECTORS).unwrap();
+    let device = BlockDevice { sectors: SECTORS, block_size: 512, read_only: false, id: "disk".into() };
+    vmm.control.send(&Request::Attach(Device::Block(device)), &[disk.as_fd()]).unwrap();
 }
 
 fn run_on(code: &[u8], bounds: Bounds, directory: &Path, share: &Path) -> End {
     let neighbour = Neighbour::start(share, &directory.join("neighbour"));
     let vmm = Vmm::spawn();
-    boot_machine(&vmm, code, share, &directory.join("vsock"));
+    let taps: Vec<_> = (0..QUEUE_PAIRS).map(|_| open_queue().unwrap()).collect();
+    bring_up();
+    boot_machine(&vmm, code, share, &directory.join("vsock"), &taps);
+    drop(taps);
+    attach_disk(&vmm);
     let over = AtomicBool::new(false);
     let (reason, connections) = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(&vmm, bounds, &over));
@@ -132,7 +163,7 @@ impl Neighbour {
         let vmm = Vmm::spawn();
         // Its threads will have this from the one that makes them.
         setpriority_process(Some(Pid::from_child(&vmm.process)), LEAST_PRIORITY).unwrap();
-        boot_machine(&vmm, &work, share, socket);
+        boot_machine(&vmm, &work, share, socket, &[]);
         assert!(matches!(vmm.event(), Event::Started(_)));
         Self(vmm)
     }
@@ -169,7 +200,11 @@ fn follow(vmm: &Vmm) -> (StopReason, usize) {
             Event::Stopped { reason, .. } => return (reason, connections),
             // The host hangs up at once.
             Event::GuestConnected { .. } => connections += 1,
-            Event::Started(_) => {}
+            Event::Started(_) | Event::Attached(_) => {}
+            Event::Refused { message } => {
+                eprintln!("no disk: {message}");
+                vmm.control.send(&Request::Stop, &[]).unwrap();
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -1,5 +1,5 @@
-//! Guests that have taken over their kernel, against the whole VMM: its process, its jail and its devices, with a share and
-//! a vsock socket. Whatever they do, the VMM lives until the guest ends, or ends with a reason, meanwhile holds no
+//! Guests that have taken over their kernel, against the whole VMM: its process, its jail and its devices, with a share,
+//! a vsock socket, a network interface and a disk. Whatever they do, the VMM lives until the guest ends, or ends with a reason, meanwhile holds no
 //! more than it may, and a machine beside it works on.
 //!
 //! What a guest does is made up from a seed, so that a failure can be had again. They run on any KVM.

@@ -1,7 +1,9 @@
 //! Queues of any content, in any place, of every device; registers in every state; resets and notifications without end.
 
 use crate::assembler::Code;
-use crate::driver::{DEVICES, DRIVER_OK, Rings, begin, negotiate, notify, register, set_up_queue};
+use crate::driver::{
+    DEVICES, DRIVER_OK, Rings, begin, negotiate, notify, register, set_up_queue, wait_for_disk,
+};
 use crate::machine::assert_survived;
 use crate::random::Random;
 
@@ -9,6 +11,11 @@ use crate::random::Random;
 const MEMORY_END: u64 = 32 << 20;
 /// Where rings may be.
 const RINGS: u32 = 0x100_0000;
+/// Where those of one queue are.
+fn rings_of(device: u32, queue: u32) -> u32 {
+    RINGS + 0x2_0000 * device + 0x4000 * queue
+}
+
 /// How many descriptors of a table are written.
 const WRITTEN: u32 = 16;
 
@@ -31,7 +38,7 @@ fn address(random: &mut Random) -> u64 {
         0 => random.of(&ODD_ADDRESSES),
         1 => random.next(),
         // A ring or a table: the device writes over its own work.
-        2 => u64::from(RINGS + random.below(0x4_0000)),
+        2 => u64::from(RINGS + random.below(0xC_0000)),
         _ => 0x140_0000 + u64::from(random.below(0x1_0000)),
     }
 }
@@ -77,16 +84,23 @@ fn spoil(code: &mut Code, random: &mut Random, base: u32) -> Rings {
     rings
 }
 
+/// A guest that has waited for its last device.
+fn with_all_devices() -> Code {
+    let mut code = Code::default();
+    wait_for_disk(&mut code);
+    code
+}
+
 #[test]
 fn rings_of_any_kind_on_every_queue_of_every_device_cost_requests_and_devices_not_the_vmm() {
     for seed in 0..6 {
         let mut random = Random::new(seed);
-        let mut code = Code::default();
+        let mut code = with_all_devices();
         for _ in 0..20 {
             for (device, (_, queues)) in (0..).zip(DEVICES) {
                 negotiate(&mut code, device);
                 for queue in 0..queues {
-                    let rings = spoil(&mut code, &mut random, RINGS + 0x1_0000 * device + 0x4000 * queue);
+                    let rings = spoil(&mut code, &mut random, rings_of(device, queue));
                     set_up_queue(&mut code, device, queue, rings);
                 }
                 begin(&mut code, device);
@@ -96,7 +110,7 @@ fn rings_of_any_kind_on_every_queue_of_every_device_cost_requests_and_devices_no
                     // More is there, or the ring changes while the device reads it.
                     let index =
                         if random.once_in(8) { random.word() as u16 } else { random.below(32) as u16 };
-                    code.store_word(RINGS + 0x1_0000 * device + 0x4000 * queue + 0x1002, index);
+                    code.store_word(rings_of(device, queue) + 0x1002, index);
                 }
                 notify(&mut code, device, random.word());
             }
@@ -109,7 +123,7 @@ fn rings_of_any_kind_on_every_queue_of_every_device_cost_requests_and_devices_no
 #[test]
 fn writes_of_any_width_to_all_registers_in_all_states_are_taken() {
     let mut random = Random::new(1);
-    let mut code = Code::default();
+    let mut code = with_all_devices();
     for device in 0..DEVICES.len() as u32 {
         for status in [0, 1, 3, 11, DRIVER_OK, 0x40 | DRIVER_OK, 0x80, u32::MAX] {
             for offset in (0..0x200).step_by(4) {
@@ -129,12 +143,12 @@ fn writes_of_any_width_to_all_registers_in_all_states_are_taken() {
 
 #[test]
 fn devices_that_are_reset_without_end_leave_no_thread_and_no_descriptor() {
-    let mut code = Code::default();
+    let mut code = with_all_devices();
     code.repeat(150, |code| {
         for (device, (_, queues)) in (0..).zip(DEVICES) {
             negotiate(code, device);
             for queue in 0..queues {
-                set_up_queue(code, device, queue, Rings::at(RINGS + 0x1_0000 * device + 0x4000 * queue, 8));
+                set_up_queue(code, device, queue, Rings::at(rings_of(device, queue), 8));
             }
             begin(code, device);
             notify(code, device, 0);
@@ -145,11 +159,11 @@ fn devices_that_are_reset_without_end_leave_no_thread_and_no_descriptor() {
 
 #[test]
 fn notifications_without_end_do_not_keep_the_machine_from_its_end() {
-    let mut code = Code::default();
+    let mut code = with_all_devices();
     for (device, (_, queues)) in (0..).zip(DEVICES) {
         negotiate(&mut code, device);
         for queue in 0..queues {
-            set_up_queue(&mut code, device, queue, Rings::at(RINGS + 0x1_0000 * device + 0x4000 * queue, 8));
+            set_up_queue(&mut code, device, queue, Rings::at(rings_of(device, queue), 8));
         }
         begin(&mut code, device);
     }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4};
 
@@ -13,42 +13,11 @@ use crate::devices::virtio::net::{KernelTap, Net, NetConfig, Offloads, Tap};
 use crate::devices::virtio::task_threads::TaskThreads;
 use crate::jail::{Confinement, Role};
 
-const NAME: &[u8] = b"tap0\0";
-const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+// Tests of the whole machine have the same tap.
+#[path = "../../../../../tests/common/tap.rs"]
+mod host_tap;
 
-fn request(flags: libc::c_int) -> libc::ifreq {
-    // SAFETY: ifreq is a plain C structure for which all zeroes is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(NAME) {
-        *to = *from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    request
-}
-
-fn open_queue() -> io::Result<OwnedFd> {
-    let file = std::fs::File::options().read(true).write(true).open("/dev/net/tun")?;
-    let request = request(FLAGS);
-    // SAFETY: TUNSETIFF reads an ifreq from the pointer, and `request` is one.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(file.into()) }
-}
-
-fn socket(domain: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> OwnedFd {
-    // SAFETY: socket(2) touches no memory.
-    let socket = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
-    assert!(socket >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: the descriptor was just opened and belongs to nobody else.
-    unsafe { OwnedFd::from_raw_fd(socket) }
-}
-
-fn bring_up() {
-    let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
-    let request = request(libc::IFF_UP);
-    // SAFETY: SIOCSIFFLAGS reads an ifreq from the pointer, and `request` is one.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-}
+use host_tap::{NAME, bring_up, open_queue, socket};
 
 /// A socket for the frames on the host's side of the tap.
 fn packet_socket() -> OwnedFd {
