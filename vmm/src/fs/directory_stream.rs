@@ -109,7 +109,8 @@ impl DirectoryBuffer {
 
     fn fill(&mut self, stream: &mut DirectoryStream) -> Result<usize, Errno> {
         self.bytes.resize(BUFFER_BYTES, 0);
-        self.consumed = 0;
+        // What was there is not returned again should there be an error.
+        (self.filled, self.consumed) = (0, 0);
         self.filled = read_records(stream.as_fd(), &mut self.bytes)?;
         stream.position = self.last_offset().unwrap_or(stream.position);
         Ok(self.filled)

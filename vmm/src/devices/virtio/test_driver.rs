@@ -109,6 +109,16 @@ impl DriverQueue {
         self.notification.read().is_ok()
     }
 
+    /// Notifies the device of what was made available since `before` if it has asked for that (virtio 1.2, 2.7.10).
+    pub(crate) fn notify_if_asked(&self, before: u16) {
+        fence(Ordering::SeqCst);
+        let event = GuestAddress(self.used_ring() + 4 + 8 * u64::from(self.size));
+        let event: u16 = self.memory.load(event, Ordering::SeqCst).unwrap();
+        if self.available.wrapping_sub(event).wrapping_sub(1) < self.available.wrapping_sub(before) {
+            self.notify();
+        }
+    }
+
     /// The next chain that the device has given back: its head and the bytes written. `None`: not yet, and
     /// there will be an interrupt.
     pub(crate) fn take_used(&mut self) -> Option<(u16, u32)> {
@@ -171,14 +181,15 @@ impl InterruptLine {
         (Interrupt::new(line.try_clone().unwrap()), Self(line))
     }
 
-    /// Waits until the device has interrupted since the last call. Panics when it does not in half a minute.
-    pub(crate) fn wait(&self) {
+    /// Waits until the device has interrupted since the last call, and returns how often it has. Panics when it does
+    /// not in half a minute.
+    pub(crate) fn wait(&self) -> u64 {
         // SAFETY: the eventfd is open as long as `self`.
         let line = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
         let patience = Timespec { tv_sec: 30, tv_nsec: 0 };
         let ready = poll(&mut [PollFd::new(&line, PollFlags::IN)], Some(&patience)).unwrap();
         assert_eq!(ready, 1, "the device did not interrupt");
-        self.0.read().unwrap();
+        self.0.read().unwrap()
     }
 
     /// How often the device has interrupted since the last call.

@@ -1,12 +1,14 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, StatxTimestamp, Timespec, Timestamps};
 
-use super::client::{is_privileged, text, with_client};
+use super::client::{Setup, is_privileged, text, with_client, with_setup};
+use crate::fs::host::GUEST_ATTRIBUTES;
 use crate::fs::wire::{
     AccessIn, MkdirIn, OPEN_KILL_SUIDGID, Opcode, OpenIn, OpenOut, ROOT_ID, SetattrIn, SetattrValid,
-    StatfsOut, StatxIn, StatxOut, WRITE_KILL_SUIDGID, WriteIn,
+    StatfsOut, StatxIn, StatxOut, StatxTime, WRITE_KILL_SUIDGID, WriteIn,
 };
+use crate::fs::{CachePolicy, Caching};
 
 #[test]
 fn attributes_are_those_of_the_host() {
@@ -32,8 +34,69 @@ fn attributes_are_those_of_the_host() {
             assert_eq!(status.btime.seconds as u64, birth.as_secs());
             assert_ne!(status.mask & 0x800, 0);
         }
+    });
+}
+
+#[test]
+fn an_extended_status_has_all_fields_of_the_hosts_that_are_of_use_to_a_guest() {
+    with_setup(Setup { policy: CachePolicy::uniform(Caching::SHARED), ..Setup::default() }, |client| {
+        std::fs::write(client.host("file"), [0; 5000]).unwrap();
+        std::fs::hard_link(client.host("file"), client.host("second name")).unwrap();
+        let path = client.host("file");
+        let [last_access, last_modification] =
+            [1_000_000_001, 1_000_000_002].map(|tv_sec| Timespec { tv_sec, tv_nsec: 5 });
+        let times = Timestamps { last_access, last_modification };
+        rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
+        if is_privileged() {
+            std::os::unix::fs::chown(&path, Some(10), Some(20)).unwrap();
+            client.mknod(ROOT_ID, "device", libc::S_IFCHR | 0o600, 0x0103).unwrap();
+        }
+        // Not every file system has such attributes.
+        let file = std::fs::File::open(&path).unwrap();
+        let _ = rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::NODUMP);
+        for name in ["file", "device"] {
+            let Ok(entry) = client.lookup(ROOT_ID, name) else { continue };
+            let request = StatxIn { statx_mask: 0xfff, ..StatxIn::default() };
+            let status: StatxOut = client.ask(Opcode::Statx, entry.node, &request, b"").unwrap();
+            let known = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+            let host = rustix::fs::statx(CWD, client.host(name), AtFlags::SYMLINK_NOFOLLOW, known).unwrap();
+            let time = |time: &StatxTime| (time.seconds, time.nanoseconds);
+            let host_time = |time: StatxTimestamp| (time.tv_sec, time.tv_nsec);
+            assert_eq!((status.valid, status.valid_nanoseconds), (1, 0));
+            assert_eq!(status.mask, host.stx_mask & known.bits());
+            assert_eq!((status.inode, status.mode), (host.stx_ino, host.stx_mode));
+            assert_eq!((status.size, status.blocks), (host.stx_size, host.stx_blocks));
+            assert_eq!((status.links, status.block_size), (host.stx_nlink, host.stx_blksize));
+            assert_eq!((status.uid, status.gid), (host.stx_uid, host.stx_gid));
+            assert_eq!(time(&status.atime), host_time(host.stx_atime));
+            assert_eq!(time(&status.btime), host_time(host.stx_btime));
+            assert_eq!(time(&status.ctime), host_time(host.stx_ctime));
+            assert_eq!(time(&status.mtime), host_time(host.stx_mtime));
+            assert_eq!(
+                (status.device_major, status.device_minor),
+                (host.stx_rdev_major, host.stx_rdev_minor)
+            );
+            let file_system = (status.file_system_major, status.file_system_minor);
+            assert_eq!(file_system, (host.stx_dev_major, host.stx_dev_minor));
+            assert_eq!(status.attributes, (host.stx_attributes & GUEST_ATTRIBUTES).bits());
+            assert_eq!(status.attributes_mask, (host.stx_attributes_mask & GUEST_ATTRIBUTES).bits());
+        }
+    });
+}
+
+#[test]
+fn the_figures_of_a_file_system_are_the_hosts() {
+    with_client(|client| {
         let figures: StatfsOut = client.ask(Opcode::Statfs, ROOT_ID, &0_u64, b"").unwrap();
-        assert_eq!(figures.name_length, 255);
+        let host = rustix::fs::statvfs(client.host("")).unwrap();
+        assert_eq!((figures.name_length, figures.blocks), (255, host.f_blocks));
+        assert_eq!(u64::from(figures.block_size), host.f_bsize);
+        assert_eq!(u64::from(figures.fragment_size), host.f_frsize);
+        // Others may make and remove files meanwhile.
+        assert_eq!(figures.files == 0, host.f_files == 0);
+        assert_eq!(figures.files_free == 0, host.f_ffree == 0);
+        assert_eq!(figures.blocks_free == 0, host.f_bfree == 0);
+        assert_eq!(figures.blocks_available == 0, host.f_bavail == 0);
         assert!(figures.blocks >= figures.blocks_free);
     });
 }
@@ -125,14 +188,35 @@ fn a_set_group_id_directory_hands_on_its_group() {
         std::os::unix::fs::chown(client.host("d"), Some(1), Some(1234)).unwrap();
         std::fs::set_permissions(client.host("d"), PermissionsExt::from_mode(0o2777)).unwrap();
         (client.uid, client.gid) = (999, 998);
-        let (file, _) = client.create(directory, "file", OFlags::RDWR, 0o2755, 0).unwrap();
+        let (file, open) = client.create(directory, "file", OFlags::RDWR, 0o2755, 0).unwrap();
         assert_eq!((file.attributes.uid, file.attributes.gid), (999, 1234));
         // The guest's kernel knows its user's groups and would have cleared the bit.
+        assert_eq!(file.attributes.mode & 0o7777, 0o2755);
+        // Also after a write that was to clear it.
+        let write_flags = WRITE_KILL_SUIDGID;
+        let request = WriteIn { handle: open.handle, size: 1, write_flags, ..WriteIn::default() };
+        client.write_with(request, b"x").unwrap();
+        let (file, _) = client.create(directory, "another", OFlags::RDWR, 0o2755, 0).unwrap();
         assert_eq!(file.attributes.mode & 0o7777, 0o2755);
         let request = MkdirIn { mode: 0o755, umask: 0 };
         let entry: crate::fs::wire::EntryOut =
             client.ask(Opcode::Mkdir, directory, &request, &text(b"sub")).unwrap();
         assert_eq!((entry.attributes.gid, entry.attributes.mode & 0o7777), (1234, 0o2755));
+    });
+}
+
+#[test]
+fn a_request_that_makes_no_file_acts_as_its_user_too() {
+    if !is_privileged() {
+        return;
+    }
+    with_client(|client| {
+        (client.uid, client.gid) = (999, 998);
+        client.getattr(ROOT_ID).unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        // Real, effective, saved and file system id.
+        assert!(status.contains("\nUid:\t0\t0\t0\t999\n"), "{status}");
+        assert!(status.contains("\nGid:\t0\t0\t0\t998\n"), "{status}");
     });
 }
 
@@ -202,12 +286,17 @@ fn access_follows_the_permission_bits() {
     with_client(|client| {
         let (entry, _) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o640, 0).unwrap();
         std::os::unix::fs::chown(client.host("file"), Some(10), Some(20)).unwrap();
-        for (uid, gid, granted) in [(10, 1, 0o6), (11, 20, 0o4), (11, 21, 0), (0, 0, 0o6)] {
-            (client.uid, client.gid) = (uid, gid);
-            for mask in 0..8 {
-                let answer = client.tell(Opcode::Access, entry.node, &AccessIn { mask, padding: 0 }, b"");
-                let expected = if mask & !granted == 0 { Ok(()) } else { Err(libc::EACCES) };
-                assert_eq!(answer, expected, "{uid}:{gid} {mask:o}");
+        let of_file = [(10, 1, 0o6), (11, 20, 0o4), (11, 21, 0), (0, 0, 0o6)];
+        let of_program = [(10, 1, 0o7), (11, 20, 0o5), (11, 21, 0o1), (0, 0, 0o7)];
+        for (mode, callers) in [(0o640, of_file), (0o751, of_program)] {
+            std::fs::set_permissions(client.host("file"), PermissionsExt::from_mode(mode)).unwrap();
+            for (uid, gid, granted) in callers {
+                (client.uid, client.gid) = (uid, gid);
+                for mask in 0..8 {
+                    let answer = client.tell(Opcode::Access, entry.node, &AccessIn { mask, padding: 0 }, b"");
+                    let expected = if mask & !granted == 0 { Ok(()) } else { Err(libc::EACCES) };
+                    assert_eq!(answer, expected, "{mode:o} {uid}:{gid} {mask:o}");
+                }
             }
         }
     });

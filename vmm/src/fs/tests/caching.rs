@@ -83,17 +83,24 @@ fn a_container_that_the_host_adds_or_removes_is_seen_at_once() {
 fn only_what_both_sides_want_is_agreed_on() {
     with_client(|client| {
         let agreed = InitFlags::from_bits_retain(u64::from(client.negotiated.flags));
-        assert!(agreed.contains(InitFlags::SUBMOUNTS | InitFlags::HANDLE_KILLPRIV_V2 | InitFlags::MAX_PAGES));
-        assert!(!agreed.contains(InitFlags::WRITEBACK_CACHE), "it was not allowed");
-        assert!(!agreed.contains(InitFlags::ATOMIC_O_TRUNC), "a program that runs would be truncated");
+        let permissions = InitFlags::POSIX_ACL | InitFlags::DONT_MASK | InitFlags::HANDLE_KILLPRIV_V2;
+        let reads = InitFlags::ASYNC_READ | InitFlags::ASYNC_DIO | InitFlags::AUTO_INVAL_DATA;
+        let requests = InitFlags::MAX_PAGES | InitFlags::BIG_WRITES | InitFlags::PARALLEL_DIROPS;
+        let names = InitFlags::DO_READDIRPLUS | InitFlags::READDIRPLUS_AUTO | InitFlags::CACHE_SYMLINKS;
+        let forms = InitFlags::SUBMOUNTS | InitFlags::SETXATTR_EXT | InitFlags::INIT_EXT;
+        // Not WRITEBACK_CACHE, which was not allowed, nor ATOMIC_O_TRUNC, with which a program that runs would be truncated.
+        assert_eq!(agreed, permissions | reads | requests | names | forms);
         assert_eq!((client.negotiated.major, client.negotiated.minor), (7, 38));
         assert_eq!((client.negotiated.max_write, client.negotiated.max_pages), (1 << 20, 256));
         let none = InitIn { major: 7, minor: 50, max_readahead: u32::MAX, flags: 0 };
         let out: InitOut = client.ask(Opcode::Init, 0, &none, b"").unwrap();
         assert_eq!((out.flags, out.minor, out.max_readahead), (0, 41, 1 << 20));
+        assert_eq!((out.max_background, out.congestion_threshold, out.time_granularity), (64, 48, 1));
+        let oldest: InitOut = client.ask(Opcode::Init, 0, &InitIn { minor: 31, ..none }, b"").unwrap();
+        assert_eq!((oldest.major, oldest.minor), (7, 31));
         let newer = InitIn { major: 8, minor: 0, ..none };
         let out: InitOut = client.ask(Opcode::Init, 0, &newer, b"").unwrap();
-        assert_eq!(out.major, 7);
+        assert_eq!((out.major, out.minor), (7, 41));
         for (major, minor) in [(6, 99), (7, 30)] {
             let old = InitIn { major, minor, ..none };
             assert_eq!(client.ask::<InitOut>(Opcode::Init, 0, &old, b"").unwrap_err(), libc::EPROTO);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::OFlags;
 
 use super::client::with_client;
+use crate::fs::FsConfig;
 use crate::fs::wire::ROOT_ID;
 
 /// Swaps two names for as long as it lives.
@@ -76,6 +77,13 @@ fn no_race_between_a_directory_and_a_link_leads_outside() {
         assert_eq!(names, ["file"]);
         assert_eq!(std::fs::read(outside.join("file")).unwrap(), b"secret");
     });
+}
+
+#[test]
+fn the_directory_of_descriptors_can_be_walked_by_nobody_else_and_read_by_nobody() {
+    let directory = FsConfig::open_descriptor_directory().unwrap();
+    assert!(rustix::io::fcntl_getfd(&directory).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+    assert!(rustix::fs::fcntl_getfl(&directory).unwrap().contains(OFlags::PATH));
 }
 
 #[test]

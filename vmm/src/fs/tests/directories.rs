@@ -147,6 +147,34 @@ fn a_buffer_that_is_too_small_is_an_error_not_the_end() {
 }
 
 #[test]
+fn names_that_were_read_before_their_directory_went_come_before_the_error() {
+    with_client(|client| {
+        let directory = client.mkdir(ROOT_ID, "d").unwrap().node;
+        for number in 0..20 {
+            std::fs::write(client.host(format!("d/{number}")), b"").unwrap();
+        }
+        let handle = opendir(client, directory);
+        let first = list(client, handle, 0, 200, false).unwrap();
+        std::fs::remove_dir_all(client.host("d")).unwrap();
+        let next = |listed: &[Listed]| listed.last().unwrap().next;
+        let rest = list(client, handle, next(&first), 4096, false).unwrap();
+        assert_eq!(first.len() + rest.len(), 22);
+        assert_eq!(list(client, handle, next(&rest), 4096, false).err(), Some(libc::ENOENT));
+    });
+}
+
+#[test]
+fn a_listing_with_lookups_fits_where_there_is_room_for_one_entry() {
+    with_client(|client| {
+        std::fs::write(client.host("x".repeat(8)), b"").unwrap();
+        let handle = opendir(client, ROOT_ID);
+        // An entry, a record of 24 bytes and at most eight more for the name.
+        assert_eq!(list_all(client, handle, 128 + 32, true).len(), 3);
+        assert_eq!(list(client, handle, 0, 128 + 24, true).err(), Some(libc::EINVAL));
+    });
+}
+
+#[test]
 fn wrong_directory_handles_are_refused() {
     with_client(|client| {
         let (_, open) = client.create(ROOT_ID, "file", rustix::fs::OFlags::RDWR, 0o644, 0).unwrap();

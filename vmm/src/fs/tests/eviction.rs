@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rustix::fs::OFlags;
 
 use super::client::{Client, Setup, text, with_setup};
@@ -12,8 +14,10 @@ fn few_descriptors() -> Setup {
 
 /// Makes the server give up the descriptors of everything that it can.
 fn evict_all(client: &mut Client) {
-    for number in 0..3 * DESCRIPTORS {
-        let name = format!("filler-{number}");
+    // What is known already would take nobody's descriptor.
+    static NEW: AtomicU64 = AtomicU64::new(0);
+    for _ in 0..3 * DESCRIPTORS {
+        let name = format!("filler-{}", NEW.fetch_add(1, Ordering::Relaxed));
         std::fs::write(client.host(&name), b"").unwrap();
         client.lookup(ROOT_ID, name).unwrap();
     }
@@ -101,6 +105,19 @@ fn a_file_that_loses_its_name_keeps_its_descriptor() {
         let open = client.open(unlinked, OFlags::RDWR).unwrap();
         client.write(open.handle, 0, b"xx").unwrap();
         assert_eq!(client.getattr(unlinked).unwrap().attributes.size, 2);
+    });
+}
+
+#[test]
+fn a_name_goes_although_the_host_has_taken_the_one_by_which_the_file_was_found() {
+    with_setup(few_descriptors(), |client| {
+        std::fs::write(client.host("found"), b"").unwrap();
+        std::fs::hard_link(client.host("found"), client.host("other")).unwrap();
+        client.lookup(ROOT_ID, "found").unwrap();
+        evict_all(client);
+        std::fs::remove_file(client.host("found")).unwrap();
+        client.unlink(ROOT_ID, "other").unwrap();
+        assert!(!client.host("other").exists());
     });
 }
 

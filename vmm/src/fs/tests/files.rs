@@ -127,6 +127,21 @@ fn with_writeback_a_file_opened_for_writing_is_read_too() {
 }
 
 #[test]
+fn a_file_is_open_on_the_host_for_no_more_than_the_guest_needs() {
+    for writeback in [false, true] {
+        with_setup(Setup { writeback, ..Setup::default() }, move |client| {
+            std::fs::write(client.host("file"), b"data").unwrap();
+            let node = client.lookup(ROOT_ID, "file").unwrap().node;
+            let open = client.open(node, OFlags::RDONLY).unwrap();
+            assert_eq!(client.write(open.handle, 0, b"x").unwrap_err(), libc::EBADF);
+            let open = client.open(node, OFlags::WRONLY).unwrap();
+            let read = client.read(open.handle, 0, 4);
+            assert_eq!(read, if writeback { Ok(b"data".to_vec()) } else { Err(libc::EBADF) });
+        });
+    }
+}
+
+#[test]
 fn direct_io_follows_the_guests_flag() {
     with_client(|client| {
         let (entry, _) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o644, 0).unwrap();
@@ -157,7 +172,7 @@ fn a_temporary_file_gets_a_name_later() {
             reply => reply.unwrap(),
         };
         let entry = EntryOut::take(&mut reply.as_slice()).unwrap();
-        assert_eq!(entry.attributes.links, 0);
+        assert_eq!((entry.attributes.links, entry.attributes.mode), (0, libc::S_IFREG | 0o600));
         assert_eq!(std::fs::read_dir(client.host("")).unwrap().count(), 0);
         let link = LinkIn { old_node: entry.node };
         let named: EntryOut = client.ask(Opcode::Link, ROOT_ID, &link, &text(b"named")).unwrap();

@@ -10,4 +10,5 @@ mod files;
 mod hostile;
 mod implicit;
 mod names;
+mod submounts;
 mod xattrs;

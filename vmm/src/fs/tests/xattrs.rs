@@ -21,8 +21,8 @@ fn get(client: &mut Client, node: u64, name: &str, size: u32) -> Result<Vec<u8>,
 }
 
 /// Whether the scratch directory's file system has user attributes.
-fn supported(client: &mut Client) -> bool {
-    set(client, ROOT_ID, "user.probe", b"", 0, 0).is_ok()
+fn supported(client: &Client) -> bool {
+    rustix::fs::setxattr(client.host(""), "user.probe", b"", rustix::fs::XattrFlags::empty()).is_ok()
 }
 
 #[test]
@@ -171,5 +171,20 @@ fn a_client_that_does_not_know_the_long_form_uses_the_short_one() {
         assert_eq!(short(libc::XATTR_CREATE as u32), Ok(()));
         assert_eq!(short(libc::XATTR_CREATE as u32), Err(libc::EEXIST));
         assert_eq!(get(client, ROOT_ID, "user.short", 100).unwrap(), b"value");
+    });
+}
+
+#[test]
+fn an_attribute_leaves_set_id_bits_alone_unless_it_is_to_clear_one() {
+    with_client(|client| {
+        if !supported(client) {
+            return;
+        }
+        let (entry, _) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o755, 0).unwrap();
+        std::fs::set_permissions(client.host("file"), PermissionsExt::from_mode(0o6755)).unwrap();
+        for (kill, mode) in [(0, 0o6755), (SETXATTR_ACL_KILL_SGID, 0o4755)] {
+            set(client, entry.node, "user.a", b"value", 0, kill).unwrap();
+            assert_eq!(client.getattr(entry.node).unwrap().attributes.mode & 0o7777, mode);
+        }
     });
 }

@@ -230,14 +230,12 @@ impl<'a> Worker<'a> {
         while self.multiplexer.accepts_clients() {
             match self.host.listener.accept() {
                 Ok((socket, _)) => self.multiplexer.add_client(socket, now),
-                Err(error) => match (error.kind(), error.raw_os_error()) {
-                    (ErrorKind::WouldBlock, _) => return,
-                    (ErrorKind::Interrupted | ErrorKind::ConnectionAborted, _) => {}
-                    (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
-                        return self.stop_accepting(Accepting::Paused(now + ACCEPT_PAUSE));
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    if let Some(why) = reason_to_stop(&error, now) {
+                        return self.stop_accepting(why);
                     }
-                    _ => return self.stop_accepting(Accepting::Never),
-                },
+                }
             }
         }
         self.stop_accepting(Accepting::Full);
@@ -263,6 +261,17 @@ impl<'a> Worker<'a> {
     }
 }
 
+/// What an error of `accept` does to the clients that come next; `None` where it concerns that one client or that one call.
+fn reason_to_stop(error: &io::Error, now: Instant) -> Option<Accepting> {
+    match (error.kind(), error.raw_os_error()) {
+        (ErrorKind::Interrupted | ErrorKind::ConnectionAborted, _) => None,
+        (_, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
+            Some(Accepting::Paused(now + ACCEPT_PAUSE))
+        }
+        _ => Some(Accepting::Never),
+    }
+}
+
 fn take_packet(multiplexer: &mut Multiplexer, chain: Chain<'_>, connector: &mut dyn Connector, now: Instant) {
     let mut data = chain.readable;
     let mut header = [0; HEADER_SIZE];
@@ -277,4 +286,180 @@ fn take_packet(multiplexer: &mut Multiplexer, chain: Chain<'_>, connector: &mut 
         _ => header.op = 0,
     }
     multiplexer.on_packet(&header, data, connector, now);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::devices::virtio::test_driver::{self, DriverQueue, InterruptLine, WRITE};
+    use crate::devices::virtio::vsock::UnixSocketConnector;
+    use crate::devices::virtio::vsock::multiplexer::{HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, MAX_REPLIES};
+    use crate::devices::virtio::vsock::packet::Operation;
+    use crate::devices::virtio::vsock::test_guest::{GUEST_CID, TestGuest};
+
+    const RING: u16 = 16;
+    const TX_BUFFER: u64 = 0x10_0000;
+    const RX_BUFFERS: u64 = 0x20_0000;
+
+    /// A driver that has offered nothing yet, and a host without services.
+    struct Bench {
+        rx: DriverQueue,
+        tx: DriverQueue,
+        guest: Option<GuestSide>,
+        host: HostSide,
+        stop: EventFd,
+        directory: tempfile::TempDir,
+        _line: InterruptLine,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("vsock");
+            let connector = Box::new(UnixSocketConnector::new(&path));
+            let host = HostSide::new(UnixListener::bind(&path).unwrap(), connector);
+            let memory = test_driver::memory();
+            let (rx, tx) =
+                (DriverQueue::new(&memory, 0x1_0000, RING), DriverQueue::new(&memory, 0x2_0000, RING));
+            let (interrupt, line) = InterruptLine::new();
+            let ring = |driver: &DriverQueue| Ring::new(driver.device_queue(), memory.clone(), true);
+            let (rx_ring, tx_ring) = (ring(&rx), ring(&tx));
+            let guest = GuestSide { guest_cid: GUEST_CID, memory, rx: rx_ring, tx: tx_ring, interrupt };
+            let stop = EventFd::new(0).unwrap();
+            Self { rx, tx, guest: Some(guest), host, stop, directory, _line: line }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.directory.path().join("vsock")
+        }
+
+        /// The thread's state, and the driver's queues for packets to the guest and from it.
+        fn worker(&mut self) -> (Worker<'_>, &mut DriverQueue, &mut DriverQueue) {
+            let worker = Worker::new(self.guest.take().unwrap(), &mut self.host, &self.stop).unwrap();
+            (worker, &mut self.rx, &mut self.tx)
+        }
+    }
+
+    /// Offers as many packets as the ring has room for, each of which is answered with a reset.
+    fn offer_strays(tx: &mut DriverQueue) {
+        let stray = TestGuest::header(1, 2, Operation::CreditUpdate).to_wire();
+        tx.memory.write_slice(&stray, GuestAddress(TX_BUFFER)).unwrap();
+        for head in 0..RING {
+            tx.describe_chain(head, &[(TX_BUFFER, HEADER_SIZE as u32, 0)]);
+            tx.offer(head);
+        }
+    }
+
+    /// Offers `count` buffers of `size` bytes.
+    fn offer_buffers(rx: &mut DriverQueue, count: u16, size: usize) {
+        for head in 0..count {
+            rx.describe_chain(head, &[(RX_BUFFERS + 0x1000 * u64::from(head), size as u32, WRITE)]);
+            rx.offer(head);
+        }
+    }
+
+    /// Whether a client waits in the backlog and is to be accepted.
+    fn is_called_to_accept(worker: &Worker<'_>) -> bool {
+        let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
+        worker.poller.wait(&mut events, Some(Duration::ZERO)).unwrap();
+        events.iter().any(|event| event.data.u64() == LISTENER)
+    }
+
+    #[test]
+    fn a_client_waits_until_there_may_be_a_descriptor_for_it_again() {
+        let mut bench = Bench::new();
+        let path = bench.path();
+        let (mut worker, ..) = bench.worker();
+        let now = Instant::now();
+        assert_eq!(worker.patience(now), None);
+        let none_left = io::Error::from_raw_os_error(libc::EMFILE);
+        worker.stop_accepting(reason_to_stop(&none_left, now).unwrap());
+        let _client = UnixStream::connect(path).unwrap();
+        assert!(!is_called_to_accept(&worker));
+        assert_eq!(worker.patience(now), Some(ACCEPT_PAUSE));
+        worker.resume_accepting(now + ACCEPT_PAUSE - Duration::from_nanos(1)).unwrap();
+        assert!(!is_called_to_accept(&worker));
+        worker.resume_accepting(now + ACCEPT_PAUSE).unwrap();
+        assert!(is_called_to_accept(&worker));
+        worker.accept(now);
+        assert_eq!(worker.multiplexer.connections(), 1);
+        assert_eq!(worker.patience(now), Some(HANDSHAKE_TIMEOUT));
+    }
+
+    #[test]
+    fn clients_beyond_the_most_wait_until_others_have_gone() {
+        let mut bench = Bench::new();
+        let path = bench.path();
+        let (mut worker, ..) = bench.worker();
+        let now = Instant::now();
+        let _clients: Vec<UnixStream> =
+            (0..=MAX_HANDSHAKES).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        worker.accept(now);
+        assert_eq!(worker.multiplexer.connections(), MAX_HANDSHAKES);
+        worker.resume_accepting(now).unwrap();
+        assert!(!is_called_to_accept(&worker));
+        worker.multiplexer.expire(now + HANDSHAKE_TIMEOUT);
+        worker.resume_accepting(now).unwrap();
+        assert!(is_called_to_accept(&worker));
+        worker.accept(now);
+        assert_eq!(worker.multiplexer.connections(), 1);
+    }
+
+    #[test]
+    fn only_a_socket_that_does_not_listen_ends_accepting_for_good() {
+        let now = Instant::now();
+        let reason = |number| reason_to_stop(&io::Error::from_raw_os_error(number), now);
+        for number in [libc::EINTR, libc::ECONNABORTED] {
+            assert_eq!(reason(number), None, "{number}");
+        }
+        for number in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+            assert_eq!(reason(number), Some(Accepting::Paused(now + ACCEPT_PAUSE)), "{number}");
+        }
+        assert_eq!(reason(libc::EINVAL), Some(Accepting::Never));
+    }
+
+    #[test]
+    fn after_a_ring_full_of_packets_others_have_their_turn() {
+        let mut bench = Bench::new();
+        let (mut worker, rx, tx) = bench.worker();
+        let now = Instant::now();
+        assert!(!worker.take_packets(now).unwrap());
+        assert!(!worker.give_packets(now).unwrap());
+        for _ in 0..2 {
+            offer_strays(tx);
+            assert!(worker.take_packets(now).unwrap(), "there may be more");
+            assert!(!worker.take_packets(now).unwrap());
+            assert_eq!(tx.used_since_last_look(), RING);
+        }
+        for (more, queued) in [(true, usize::from(RING)), (false, 0)] {
+            offer_buffers(rx, RING, SMALLEST_BUFFER);
+            assert_eq!(worker.give_packets(now).unwrap(), more);
+            assert_eq!((rx.used_since_last_look(), worker.multiplexer.queued()), (RING, queued));
+        }
+    }
+
+    #[test]
+    fn packets_that_waited_for_the_answers_to_others_are_taken_when_those_have_gone() {
+        let mut bench = Bench::new();
+        let (mut worker, rx, tx) = bench.worker();
+        let now = Instant::now();
+        for _ in 0..MAX_REPLIES / usize::from(RING) {
+            offer_strays(tx);
+            worker.take_packets(now).unwrap();
+            tx.used_since_last_look();
+        }
+        offer_strays(tx);
+        assert!(!worker.take_packets(now).unwrap(), "that would not change by itself");
+        assert!(!worker.give_packets(now).unwrap());
+        assert_eq!(tx.used_since_last_look(), 0);
+        offer_buffers(rx, 1, SMALLEST_BUFFER);
+        assert!(worker.give_packets(now).unwrap());
+        worker.take_packets(now).unwrap();
+        assert_eq!(tx.used_since_last_look(), 1);
+    }
 }

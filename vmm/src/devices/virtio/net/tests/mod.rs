@@ -196,7 +196,7 @@ impl Machine {
         loop {
             match what(self) {
                 Some(found) => return found,
-                None => self.line.wait(),
+                None => _ = self.line.wait(),
             }
         }
     }

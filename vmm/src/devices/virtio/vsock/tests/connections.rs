@@ -153,6 +153,8 @@ fn bytes_that_the_guest_announced_as_its_last_survive_its_reset() {
     assert!(ended);
     assert_eq!(read, bytes);
     assert!(!has_ended(&other));
+    guest.send(&TestGuest::header(HOST, GUEST, Operation::Reset), &[]);
+    guest.assert_empty();
 }
 
 #[test]
@@ -250,6 +252,47 @@ fn a_stalled_reader_stalls_no_other_stream() {
 }
 
 #[test]
+fn a_stream_that_goes_takes_its_own_turn_along_and_no_others() {
+    let mut guest = TestGuest::new();
+    let mut hosts: Vec<UnixStream> = (0..3).map(|index| guest.connect_to_host(HOST, GUEST + index)).collect();
+    for host in &mut hosts {
+        host.write_all(b"waiting").unwrap();
+    }
+    guest.poll();
+    guest.send(&TestGuest::header(HOST, GUEST + 1, Operation::Reset), &[]);
+    let mut served: Vec<u32> = Vec::new();
+    while let Some((header, data)) = guest.receive_into(1000) {
+        assert_eq!(data, b"waiting");
+        served.push(header.dst_port);
+    }
+    served.sort_unstable();
+    assert_eq!(served, [GUEST, GUEST + 2]);
+}
+
+#[test]
+fn an_answer_comes_before_the_hosts_first_bytes() {
+    let mut guest = TestGuest::new();
+    guest.send(&TestGuest::header(HOST, GUEST, Operation::Request), &[]);
+    let mut host = guest.connector.accepted.borrow_mut().pop().unwrap();
+    host.write_all(b"hello").unwrap();
+    assert_eq!(guest.receive_operation(), Some(Operation::Response));
+    assert_eq!(guest.receive().unwrap().1, b"hello");
+}
+
+#[test]
+fn what_a_host_leaves_unread_is_no_credit_lost_and_the_guest_hears_of_the_end() {
+    let mut guest = TestGuest::new();
+    let host = guest.connect_to_host(HOST, GUEST);
+    guest.send(&TestGuest::header(HOST, GUEST, Operation::ReadWrite), &[7; 60_000]);
+    drop(host);
+    // First that it receives no more, then that it sends no more either.
+    for flags in [SHUTDOWN_RECEIVE, SHUTDOWN_BOTH] {
+        let (end, _) = guest.receive().unwrap();
+        assert_eq!((end.op, end.flags, end.fwd_cnt), (Operation::Shutdown as u16, flags, 60_000));
+    }
+}
+
+#[test]
 fn streams_with_much_to_send_take_turns() {
     let mut guest = TestGuest::new();
     let mut hosts: Vec<UnixStream> = (0..3).map(|index| guest.connect_to_host(HOST, GUEST + index)).collect();
@@ -262,27 +305,33 @@ fn streams_with_much_to_send_take_turns() {
     assert_eq!(order[..3], order[6..]);
 }
 
-#[test]
-fn there_is_a_most_of_clients_and_of_connections() {
-    let mut guest = TestGuest::new();
-    let clients: Vec<UnixStream> = (0..MAX_HANDSHAKES).map(|_| guest.client("")).collect();
-    assert!(!guest.multiplexer.accepts_clients());
-    drop(clients);
-    while !guest.multiplexer.accepts_clients() {
-        guest.poll();
-    }
-    let mut open = 0;
-    for port in 0.. {
+/// Opens connections to the host until one is refused, from the guest's ports from `first` on, and says how many there
+/// are then.
+fn connect_until_refused(guest: &mut TestGuest, first: u32) -> usize {
+    for port in first.. {
         guest.send(&TestGuest::header(HOST, port, Operation::Request), &[]);
         match guest.receive_operation() {
-            Some(Operation::Response) => open += 1,
+            Some(Operation::Response) => {}
             other => {
                 assert_eq!(other, Some(Operation::Reset));
                 break;
             }
         }
-        guest.connector.accepted.borrow_mut().truncate(MAX_CONNECTIONS);
     }
-    assert_eq!(open, MAX_CONNECTIONS);
+    guest.connector.accepted.borrow().len()
+}
+
+#[test]
+fn there_is_a_most_of_clients_and_of_connections() {
+    let mut guest = TestGuest::new();
+    let clients: Vec<UnixStream> = (0..MAX_HANDSHAKES).map(|_| guest.client("")).collect();
+    assert!(!guest.multiplexer.accepts_clients());
+    // Those who have not said yet what they want are counted.
+    assert_eq!(connect_until_refused(&mut guest, 0), MAX_CONNECTIONS - MAX_HANDSHAKES);
+    drop(clients);
+    while !guest.multiplexer.accepts_clients() {
+        guest.poll();
+    }
+    assert_eq!(connect_until_refused(&mut guest, 10_000), MAX_CONNECTIONS);
     assert!(!guest.multiplexer.accepts_clients());
 }

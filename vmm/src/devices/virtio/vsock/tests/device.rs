@@ -111,7 +111,7 @@ impl Machine {
         loop {
             match self.tx.take_used() {
                 Some(used) => break assert_eq!(used, (head, 0)),
-                None => self.line.wait(),
+                None => _ = self.line.wait(),
             }
         }
     }
@@ -151,11 +151,14 @@ impl Machine {
 }
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`
+const NO_INTERRUPT: u16 = 1;
 
 #[test]
 fn the_configuration_is_the_guests_address() {
     let machine = Machine::new();
-    assert_eq!(machine.vsock.device_type(), 19);
+    assert_eq!((machine.vsock.device_type(), machine.vsock.name()), (19, "vsock"));
+    assert_eq!(machine.vsock.queue_sizes(), [128, 128, 8]);
     assert_eq!(machine.vsock.features(), 1 << VIRTIO_F_VERSION_1 | EVENT_IDX);
     let mut whole = [0xff; 12];
     machine.vsock.read_config(0, &mut whole);
@@ -171,6 +174,51 @@ fn streams_work_with_and_without_event_indices() {
         let mut machine = Machine::new().start(features);
         machine.assert_alive();
         machine.assert_alive();
+    }
+}
+
+#[test]
+fn the_driver_is_interrupted_only_for_what_it_wants_to_hear_of() {
+    for features in [0, EVENT_IDX] {
+        let mut machine = Machine::new().start(features);
+        machine.assert_alive();
+        machine.line.count();
+        // It does not want to hear of packets that were taken: by the flag, or by an element far ahead.
+        machine.tx.set_available_flags(if features == 0 { NO_INTERRUPT } else { 0 });
+        machine.tx.name_element(if features == 0 { machine.tx.available } else { 0x7000 });
+        let stray = TestGuest::header(1, 2, Operation::CreditUpdate).to_wire();
+        machine.memory.write_slice(&stray, GuestAddress(TX_BUFFERS)).unwrap();
+        machine.tx.describe_chain(0, &[(TX_BUFFERS, 44, 0)]);
+        machine.tx.offer(0);
+        machine.tx.notify();
+        let mut interrupts = 0;
+        while machine.rx.take_used().is_none() {
+            interrupts += machine.line.wait();
+        }
+        assert_eq!(machine.tx.used_since_last_look(), 1);
+        assert_eq!(interrupts + machine.line.count(), 1, "for the answer alone");
+    }
+}
+
+#[test]
+fn a_driver_that_notifies_only_when_it_is_asked_to_has_all_its_packets_taken() {
+    let mut machine = Machine::new().start(EVENT_IDX);
+    let stray = TestGuest::header(1, 2, Operation::Reset).to_wire();
+    machine.memory.write_slice(&stray, GuestAddress(TX_BUFFERS)).unwrap();
+    for head in 0..machine.tx.size {
+        machine.tx.describe_chain(head, &[(TX_BUFFERS, 44, 0)]);
+    }
+    for _ in 0..100 {
+        let before = machine.tx.available;
+        for head in 0..machine.tx.size {
+            machine.tx.offer(head);
+        }
+        machine.tx.notify_if_asked(before);
+        for _ in 0..machine.tx.size {
+            while machine.tx.take_used().is_none() {
+                machine.line.wait();
+            }
+        }
     }
 }
 
@@ -325,7 +373,7 @@ fn buffers_that_the_device_may_not_write_are_given_back_untouched() {
         let used = loop {
             match machine.rx.take_used() {
                 Some(used) => break used,
-                None => machine.line.wait(),
+                None => _ = machine.line.wait(),
             }
         };
         assert_eq!(used, (index, 0));
