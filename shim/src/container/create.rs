@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::error::TaskError;
 use super::process::Process;
 use super::tasks::{Container, Reservation, Tasks};
+use super::traits::Traits;
 use super::{exit, hooks};
 use crate::events::Event;
 use crate::identifier;
@@ -188,8 +189,8 @@ impl Tasks {
         }
         let process = Process::new(&request.id, "", request.stdio.clone());
         process.made(guest_pid, io);
-        let container =
-            Container::new(request.bundle.clone(), process, places, hooks, has_own_pid_namespace(guest));
+        let traits = Traits::new(spec, guest);
+        let container = Container::new(request.bundle.clone(), process, places, hooks, traits);
         self.publisher().send(Event::create(
             &request.id,
             &request.bundle.to_string_lossy(),
@@ -218,12 +219,6 @@ fn console_size(guest: &Value) -> (u32, u32) {
         number.and_then(|number| u32::try_from(number).ok()).unwrap_or(0)
     };
     (number("/process/consoleSize/width"), number("/process/consoleSize/height"))
-}
-
-/// Whether the spec asks for a pid namespace of its own and not to join another's.
-fn has_own_pid_namespace(guest: &Value) -> bool {
-    let namespaces = guest.pointer("/linux/namespaces").and_then(Value::as_array);
-    namespaces.into_iter().flatten().any(|entry| entry["type"] == "pid" && entry.get("path").is_none())
 }
 
 fn root_mounts(rootfs: &[Mount]) -> Vec<mount::Request> {

@@ -72,7 +72,7 @@ async fn end_others(tasks: &Tasks, container: &Container) {
     if others.is_empty() {
         return;
     }
-    if !container.own_pid_namespace
+    if !container.traits.own_pid_namespace
         && let Ok(agent) = tasks.agent().await
     {
         let request = SignalProcessRequest {

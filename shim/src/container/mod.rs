@@ -13,6 +13,7 @@ mod lifecycle_tests;
 mod process;
 mod start;
 mod tasks;
+mod traits;
 
 pub(crate) use create::CreateRequest;
 pub(crate) use error::{TaskError, complete};

@@ -14,6 +14,7 @@ use crate::events::{Event, Exit};
 use crate::identifier;
 use crate::io::{HostEnds, Stdio};
 use crate::pod::agent::{self, Agent, no_timeout};
+use crate::spec::security_modules;
 
 /// The status that a process has whose start failed: a shell's for what it cannot execute.
 const NOT_STARTED: u32 = 127;
@@ -131,19 +132,21 @@ impl Tasks {
         if container.freezer() != Freezer::Thawed {
             return Err(TaskError::failed_precondition("cannot exec in a paused state"));
         }
-        let spec = with_terminal(spec, stdio.terminal)?;
+        let spec = process_spec(spec, stdio.terminal, container.traits.of_cri)?;
         container.add_exec(Process::with_spec(id, exec, stdio, spec))?;
         self.publisher().send(Event::exec_added(id, exec));
         Ok(())
     }
 }
 
-/// The OCI process with its terminal as the call has it, which goes before the spec.
-fn with_terminal(spec: &[u8], terminal: bool) -> Result<Vec<u8>, TaskError> {
+/// The OCI process for the guest: with its terminal as the call has it, which goes before the spec, and without what is the
+/// node's alone.
+fn process_spec(spec: &[u8], terminal: bool, of_cri: bool) -> Result<Vec<u8>, TaskError> {
     let malformed =
         |error: serde_json::Error| TaskError::invalid_argument(format!("the process's spec: {error}"));
     let mut process: serde_json::Map<_, _> = serde_json::from_slice(spec).map_err(malformed)?;
     process.insert("terminal".into(), terminal.into());
+    security_modules::take_from_process(&mut process, of_cri);
     serde_json::to_vec(&process).map_err(malformed)
 }
 
@@ -153,9 +156,17 @@ mod tests {
 
     #[test]
     fn the_calls_terminal_goes_before_the_specs() {
-        let spec = with_terminal(br#"{"args":["sh"],"terminal":true}"#, false).unwrap();
+        let spec = process_spec(br#"{"args":["sh"],"terminal":true}"#, false, false).unwrap();
         let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap();
         assert_eq!(spec, serde_json::json!({"args": ["sh"], "terminal": false}));
-        assert!(with_terminal(b"[]", false).is_err());
+        assert!(process_spec(b"[]", false, false).is_err());
+    }
+
+    #[test]
+    fn an_additional_process_has_no_more_of_the_nodes_defaults_than_the_first_one() {
+        let spec = br#"{"apparmorProfile":"cri-containerd.apparmor.d","selinuxLabel":"label"}"#;
+        let read = |of_cri| serde_json::from_slice::<serde_json::Value>(&process_spec(spec, false, of_cri).unwrap());
+        assert_eq!(read(true).unwrap(), serde_json::json!({"terminal": false}));
+        assert_eq!(read(false).unwrap(), serde_json::json!({"terminal": false, "selinuxLabel": "label"}));
     }
 }

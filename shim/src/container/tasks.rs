@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::error::TaskError;
 use super::process::{Phase, Process};
+use super::traits::Traits;
 use crate::events::Publisher;
 use crate::io::StdioError;
 use crate::pod::Pod;
@@ -52,8 +53,8 @@ pub(crate) struct Container {
     pub(crate) places: ContainerPlaces,
     /// What runs on the host after its start and its end.
     pub(crate) hooks: HostHooks,
-    /// Whether its processes end with its first one, because they are in a pid namespace of their own.
-    pub(crate) own_pid_namespace: bool,
+    /// What its spec says of it.
+    pub(crate) traits: Traits,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     freezer: Mutex<Freezer>,
     watchers: Mutex<Vec<JoinHandle<()>>>,
@@ -231,7 +232,7 @@ impl Container {
         init: Arc<Process>,
         places: ContainerPlaces,
         hooks: HostHooks,
-        own_pid_namespace: bool,
+        traits: Traits,
     ) -> Arc<Self> {
         Arc::new(Self {
             id: init.container.clone(),
@@ -239,7 +240,7 @@ impl Container {
             init,
             places,
             hooks,
-            own_pid_namespace,
+            traits,
             execs: Mutex::default(),
             freezer: Mutex::new(Freezer::Thawed),
             watchers: Mutex::default(),

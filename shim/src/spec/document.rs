@@ -144,6 +144,11 @@ impl Document {
         }
     }
 
+    /// Whether containerd's CRI plugin has written it, for a container of a pod or for the one that makes the pod.
+    pub(crate) fn is_of_cri(&self) -> bool {
+        self.annotation(annotations::CONTAINER_TYPE).is_some()
+    }
+
     /// Whether the container is a pod's sandbox or a pod of its own, rather than one of several in a pod.
     pub(crate) fn makes_pod(&self) -> bool {
         self.annotation(annotations::SANDBOX_ID).is_none()

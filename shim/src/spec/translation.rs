@@ -11,7 +11,7 @@ use super::devices::{self, DeviceError, HostBlockDevice};
 use super::hooks::{self, HookError, HostHooks};
 use super::mounts::{self, MountError, SourceKind, Volume};
 use super::namespaces::{self, NamespaceError, PodSandbox};
-use super::{Document, DocumentError, pause};
+use super::{Document, DocumentError, pause, security_modules};
 use crate::cgroup::{CgroupPath, PathError};
 
 /// What a translation needs to know beside the spec.
@@ -97,6 +97,7 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
         guest.remove("mounts");
     }
 
+    security_modules::take_from_spec(&mut guest, spec.is_of_cri());
     let network_namespace = namespaces::translate(&mut guest, context.sandbox)?;
     let volumes = mounts::translate(&mut guest, context.bundle, context.inspect)?;
     let block_devices = devices::host_block_devices(&guest)?;

@@ -29,6 +29,10 @@ fn inside(context: &Context) -> anyhow::Result<()> {
         let hook =
             json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PLACE=inside", "PATH=/bin"]}]);
         merge(spec, &json!({"hooks": {"startContainer": hook}}));
+        if !context.is_control() {
+            // What a node with AppArmor has in every spec, and in every `Exec`. runc refuses it on one without.
+            merge(spec, &json!({"process": {"apparmorProfile": "docker-default"}}));
+        }
     })?;
     let task = Task::of("fields")?;
     let table = [
@@ -119,6 +123,7 @@ fn newer(context: &Context, task: &Task) -> anyhow::Result<()> {
         spec.remove("hooks");
     }
     merge(&mut spec, &newer_fields());
+    merge(&mut spec, &of_a_node());
     if let Some(list) = spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) {
         list.push(json!({"type": "time"}));
     }
@@ -148,6 +153,15 @@ fn newer_fields() -> Value {
             "scheduler": {"policy": "SCHED_BATCH"},
         },
         "linux": {"timeOffsets": {"boottime": {"secs": 1_000_000, "nanosecs": 0}}},
+    })
+}
+
+/// What containerd's CRI plugin puts into a spec on a node with SELinux, for which there is nothing in a guest.
+fn of_a_node() -> Value {
+    json!({
+        "annotations": {"io.kubernetes.cri.container-type": "sandbox"},
+        "process": {"selinuxLabel": "system_u:system_r:container_kvm_t:s0:c1,c2"},
+        "linux": {"mountLabel": "system_u:object_r:container_file_t:s0:c1,c2"},
     })
 }
 

@@ -1,0 +1,27 @@
+//! What a container's spec says of it that matters as long as it lives.
+
+use serde_json::Value;
+
+use crate::spec::Document;
+
+/// What a container is like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traits {
+    /// Whether its processes end with its first one, because they are in a pid namespace of their own.
+    pub(crate) own_pid_namespace: bool,
+    /// Whether containerd's CRI plugin has made it.
+    pub(crate) of_cri: bool,
+}
+
+impl Traits {
+    /// Those that a container has whose spec is `spec`, and `guest` for the guest.
+    pub(super) fn new(spec: &Document, guest: &Value) -> Self {
+        Self { own_pid_namespace: has_own_pid_namespace(guest), of_cri: spec.is_of_cri() }
+    }
+}
+
+/// Whether the spec asks for a pid namespace of its own and not to join another's.
+fn has_own_pid_namespace(guest: &Value) -> bool {
+    let namespaces = guest.pointer("/linux/namespaces").and_then(Value::as_array);
+    namespaces.into_iter().flatten().any(|entry| entry["type"] == "pid" && entry.get("path").is_none())
+}
