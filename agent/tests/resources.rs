@@ -148,6 +148,25 @@ async fn limits_hold_and_can_be_changed() {
 }
 
 #[tokio::test]
+async fn an_update_leaves_devices_as_they_were() {
+    let machine = machine!();
+    // 60 is for local use (devices.txt): nothing answers there.
+    let script = "mknod /tmp/open c 60 7; mknod /tmp/shut c 60 8; read line; (: </tmp/open); (: </tmp/shut)";
+    let mut spec = machine.spec(&["sh", "-c", script]);
+    let rule = |minor: u32| json!({"allow": true, "type": "c", "major": 60, "minor": minor, "access": "rwm"});
+    spec["linux"]["resources"]["devices"].as_array_mut().unwrap().push(rule(7));
+    let (streams, stdio) = machine.streams();
+    machine.create("c", &spec, streams).await.unwrap();
+    machine.start_process("c", "").await.unwrap();
+    let all_shut = json!({"allow": false, "access": "rwm"});
+    update(&machine, "c", json!({"devices": [all_shut, rule(8)]})).await.unwrap();
+    let outcome = machine.finish("c", "", stdio).await;
+    let (open, shut) = outcome.stderr.split_once('\n').unwrap();
+    assert!(open.contains("/tmp/open") && open.contains("No such device or address"), "{outcome:?}");
+    assert!(shut.contains("/tmp/shut") && shut.contains("Operation not permitted"), "{outcome:?}");
+}
+
+#[tokio::test]
 async fn a_process_that_takes_too_much_memory_is_reported() {
     let machine = machine!();
     if !has_controllers(&machine) {

@@ -87,7 +87,6 @@ const PROGRAM_ATTACH: libc::c_int = 8; // BPF_PROG_ATTACH
 const TYPE_CGROUP_DEVICE: u32 = 15; // BPF_PROG_TYPE_CGROUP_DEVICE
 const ATTACH_CGROUP_DEVICE: u32 = 6; // BPF_CGROUP_DEVICE
 const ALLOW_MULTI: u32 = 2; // BPF_F_ALLOW_MULTI
-const REPLACE: u32 = 4; // BPF_F_REPLACE
 
 /// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads, up to `prog_flags`.
 #[repr(C)]
@@ -110,7 +109,6 @@ struct AttachArguments {
     program: i32,
     attach_type: u32,
     flags: u32,
-    replaced_program: i32,
 }
 
 /// Loads a program that decides about devices.
@@ -132,18 +130,13 @@ pub(crate) fn load_device_program(instructions: &[Instruction]) -> io::Result<Ow
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Puts a program on a cgroup, in the place of `replaced` or beside others.
-pub(crate) fn attach_device_program(
-    cgroup: BorrowedFd<'_>,
-    program: BorrowedFd<'_>,
-    replaced: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
+/// Puts a program on a cgroup, beside those that it has.
+pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let arguments = AttachArguments {
         target: cgroup.as_raw_fd(),
         program: program.as_raw_fd(),
         attach_type: ATTACH_CGROUP_DEVICE,
-        flags: ALLOW_MULTI | if replaced.is_some() { REPLACE } else { 0 },
-        replaced_program: replaced.map_or(0, |program| program.as_raw_fd()),
+        flags: ALLOW_MULTI,
     };
     // SAFETY: `arguments` begins a `union bpf_attr`, and has no pointer.
     unsafe { bpf(PROGRAM_ATTACH, &arguments) }.map(drop)

@@ -11,13 +11,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
+use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Pid;
 
-use self::devices::DeviceFilter;
 use self::limits::{Setting, WithoutFile};
 use crate::error::{Action, Error, Result, SpecError};
 
@@ -29,8 +27,6 @@ pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 pub(crate) struct Cgroup {
     root: PathBuf,
     directory: PathBuf,
-    /// The program that decides about devices; there is one from [`Cgroup::limit`] on.
-    devices: Mutex<Option<DeviceFilter>>,
 }
 
 impl Cgroup {
@@ -47,7 +43,7 @@ impl Cgroup {
                 result => result.action(|| format!("make the cgroup {}", directory.display()))?,
             }
         }
-        let cgroup = Self { root: root.to_owned(), directory, devices: Mutex::default() };
+        let cgroup = Self { root: root.to_owned(), directory };
         if !cgroup.processes()?.is_empty() {
             let problem = format!("{} has processes of another container", relative.display());
             return Err(SpecError::invalid("linux.cgroupsPath", problem).into());
@@ -58,18 +54,15 @@ impl Cgroup {
     /// Sets the limits of a new container, and which devices it may use.
     pub(crate) fn limit(&self, resources: &LinuxResources) -> Result<()> {
         self.apply(&limits::settings(resources)?)?;
-        self.allow_devices(resources.devices().as_deref().unwrap_or_default())
+        devices::confine(self.open()?, resources.devices().as_deref().unwrap_or_default())
     }
 
-    /// Changes what `resources` names and leaves the rest.
+    /// Changes what `resources` names and leaves the rest, and with it the devices that the container may use: containerd sends
+    /// the rules for them with every change, with the host's numbers, which are other devices' here.
     pub(crate) fn update(&self, resources: &LinuxResources) -> Result<()> {
         let settings = limits::settings(resources)?;
         self.check_before_update(resources)?;
-        self.apply(&settings)?;
-        match resources.devices() {
-            Some(rules) => self.allow_devices(rules),
-            None => Ok(()),
-        }
+        self.apply(&settings)
     }
 
     fn apply(&self, settings: &[Setting]) -> Result<()> {
@@ -85,12 +78,6 @@ impl Cgroup {
                 result => result.action(|| format!("set {field}: write {value:?} to {file}"))?,
             }
         }
-        Ok(())
-    }
-
-    fn allow_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<()> {
-        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        *devices = Some(DeviceFilter::attach(self.open()?, rules, devices.as_ref())?);
         Ok(())
     }
 

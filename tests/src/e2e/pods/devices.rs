@@ -3,7 +3,7 @@
 use anyhow::ensure;
 
 use super::fixture::{Node, Pod};
-use crate::cri::messages::{ContainerConfig, Device};
+use crate::cri::messages::{ContainerConfig, Device, LinuxContainerResources};
 use crate::e2e::context::{Context, eventually};
 use crate::e2e::loop_device::LoopDevice;
 
@@ -40,6 +40,7 @@ pub(super) fn volumes(context: &Context) -> anyhow::Result<()> {
         "the device that can be read: {refused:?}"
     );
     ensure!(second.stored(0, 1)? == [0], "what was refused is on the host");
+    updated(&node, &pod, &writer, &reader)?;
 
     // One that is given up is free while the pod runs, and another may take its place.
     node.cri.remove(&writer)?;
@@ -52,6 +53,31 @@ pub(super) fn volumes(context: &Context) -> anyhow::Result<()> {
     second.remove()?;
     third.remove()?;
     alone(context)
+}
+
+/// Changes a limit of `writer`, with which containerd sends all its rules for devices: it still has its own, and still not that
+/// of `reader`.
+fn updated(node: &Node<'_>, pod: &Pod<'_>, writer: &str, reader: &str) -> anyhow::Result<()> {
+    let limit = 64 << 20;
+    let resources =
+        LinuxContainerResources { memory_limit_in_bytes: limit, ..LinuxContainerResources::default() };
+    node.cri.update(writer, resources)?;
+    let number = |container: &str| pod.sh(container, "printf %d:%d $(stat -c '0x%t 0x%T' /dev/xda)");
+    let (own, foreign) = (number(writer)?, number(reader)?);
+    ensure!(own != foreign, "both containers have {own}");
+    let foreign = foreign.replace(':', " ");
+    let script = format!(
+        "cat /sys/fs/cgroup/memory.max; dd if=/dev/xda bs=1 count=11 2>/dev/null; echo; \
+         mknod /foreign b {foreign} && dd if=/foreign of=/dev/null bs=1 count=1 2>&1 || echo shut"
+    );
+    let seen = pod.sh(writer, &script)?;
+    ensure!(
+        seen.starts_with(&format!("{limit}\n of the pod\n"))
+            && seen.contains("Operation not permitted")
+            && seen.ends_with("shut\n"),
+        "after an update: {seen:?}"
+    );
+    Ok(())
 }
 
 /// One without a pod.
