@@ -72,7 +72,8 @@ impl Tasks {
         if !request.checkpoint.is_empty() {
             return Err(TaskError::unimplemented("restoring a checkpoint is not supported"));
         }
-        let reservation = self.reserve(&request.id)?;
+        // It ends with this call: who takes the id next finds nothing of a container that could not be made.
+        let mut reservation = self.reserve(&request.id)?;
         self.pod().vm().map_err(TaskError::invalid_argument)?;
         let mut spec = Document::read(&request.bundle)?;
         let sandbox = if spec.makes_pod() { None } else { self.pod().sandbox() };
@@ -88,7 +89,7 @@ impl Tasks {
             files::share_memory(&mut translation.guest);
         }
         let places = self.pod().directory().container(&request.id);
-        let created = self.create_with(&request, &spec, translation, places.clone(), reservation).await;
+        let created = self.create_with(&request, &spec, translation, places.clone(), &mut reservation).await;
         if created.is_err() {
             self.release_devices(&request.id).await;
             self.remove_files(&request.id, &places).await;
@@ -102,7 +103,7 @@ impl Tasks {
         spec: &Document,
         translation: Translation,
         places: ContainerPlaces,
-        reservation: Reservation,
+        reservation: &mut Reservation,
     ) -> Result<u32, TaskError> {
         let Translation { mut guest, volumes, block_devices, hooks, root, network_namespace } = translation;
         self.check_network(network_namespace.as_deref())?;
@@ -182,7 +183,7 @@ impl Tasks {
         io: ProcessIo,
         places: ContainerPlaces,
         hooks: crate::spec::hooks::HostHooks,
-        reservation: Reservation,
+        reservation: &mut Reservation,
     ) {
         if spec.makes_pod() {
             self.pod().set_sandbox(guest_pid);

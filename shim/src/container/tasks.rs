@@ -209,7 +209,7 @@ impl Tasks {
 
 impl Reservation {
     /// The container is there.
-    pub(crate) fn fill(mut self, container: Arc<Container>) {
+    pub(crate) fn fill(&mut self, container: Arc<Container>) {
         self.filled = true;
         lock(&self.tasks.inner.containers).insert(self.id.clone(), Slot::Filled(container));
         self.tasks.inner.settled.notify_waiters();

@@ -257,6 +257,18 @@ async fn a_container_that_cannot_be_created_leaves_nothing_and_its_id_is_free() 
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn the_id_of_a_container_that_cannot_be_created_is_free_once_its_files_are_gone() {
+    let fixture = Fixture::new(json!(["missing"])).await;
+    let share = fixture.bundle.parent().unwrap().join("state/default/c1/share");
+    let id_is_free = async {
+        fixture.tasks.settle("c1").await;
+        assert!(!share.join("private/c1").exists() && !share.join("live/0").exists());
+    };
+    let (created, ()) = tokio::join!(fixture.create(Stdio::default()), id_is_free);
+    created.unwrap_err();
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_container_that_is_being_created_is_deleted_once_it_is_there() {
     let fixture = Fixture::new(json!(["sleep"])).await;
     let tasks = fixture.tasks.clone();
