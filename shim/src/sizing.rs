@@ -5,7 +5,7 @@
 //!
 //! - memory: the limit plus `memory_overhead`, rounded up to 2 MiB; without a limit, `memory`.
 //! - vCPUs: the CPU quota in whole CPUs, rounded up; without a quota, `vcpus`. A cpuset raises this to what it names,
-//!   since the guest cannot confine a container to CPUs that it does not have.
+//!   since the guest cannot confine a container to CPUs that it does not have; but not one of CRI, which means the host's.
 //! - huge pages: as many as the container's limits say, reserved when the guest boots, on top of its memory.
 
 use crate::config::Config;
@@ -22,7 +22,8 @@ pub(crate) const MEMORY_MAX: u64 = 1024 * 1024 - 1;
 /// descriptors than one message carries.
 const QUEUE_PAIRS_MAX: u16 = 8;
 
-const MIB: u64 = 1024 * 1024;
+/// Bytes in a MiB.
+pub(crate) const MIB: u64 = 1024 * 1024;
 
 /// The size of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +146,8 @@ fn annotated(spec: &Document) -> Result<Limits, SizeError> {
 fn written(spec: &Document) -> Result<Limits, SizeError> {
     let number = |pointer| spec.value().pointer(pointer).and_then(serde_json::Value::as_i64);
     let cpuset = spec.value().pointer("/linux/resources/cpu/cpus").and_then(serde_json::Value::as_str);
+    // Those of CRI are the host's, and no guest confines a container to them.
+    let cpuset = cpuset.filter(|_| !spec.is_of_cri());
     let (pages_2m, pages_1g) = huge_pages(spec)?;
     Ok(Limits {
         memory_bytes: number("/linux/resources/memory/limit").and_then(positive),
@@ -191,11 +194,11 @@ fn positive(number: i64) -> Option<u64> {
 }
 
 /// The kernel's period when a spec gives none, in microseconds (Documentation/admin-guide/cgroup-v2.rst, cpu.max).
-const DEFAULT_PERIOD: u64 = 100_000;
+pub(crate) const CPU_PERIOD: u64 = 100_000;
 
 fn whole_cpus(quota: Option<i64>, period: Option<i64>) -> Option<u64> {
     let quota = quota.and_then(positive)?;
-    Some(quota.div_ceil(period.and_then(positive).unwrap_or(DEFAULT_PERIOD)))
+    Some(quota.div_ceil(period.and_then(positive).unwrap_or(CPU_PERIOD)))
 }
 
 /// How many CPUs a machine must have for `list` ("0-2,5") to name only CPUs that exist.
@@ -268,6 +271,11 @@ mod tests {
         assert_eq!(size_of(spec).unwrap().vcpus, 5);
         let spec = json!({"linux": {"resources": {"cpu": {"cpus": "4-3"}}}});
         assert_eq!(size_of(spec), Err(SizeError::BadCpuset("4-3".into())));
+        let spec = json!({
+            "annotations": {"io.kubernetes.cri.container-type": "sandbox"},
+            "linux": {"resources": {"cpu": {"cpus": "60-90"}}},
+        });
+        assert_eq!(size_of(spec).unwrap().vcpus, 2);
     }
 
     #[test]

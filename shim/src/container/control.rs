@@ -6,6 +6,7 @@ use saya_agent_api::agent::{
     ContainerRequest, ContainerStatsResponse, GuestProcess, ResizeTerminalRequest, SignalProcessRequest,
     UpdateContainerRequest,
 };
+use serde_json::{Map, Value};
 use ttrpc::Code;
 
 use super::error::TaskError;
@@ -13,6 +14,7 @@ use super::process::Phase;
 use super::tasks::{Container, Freezer, Tasks};
 use crate::events::Event;
 use crate::pod::agent::{Agent, is_lost, no_timeout};
+use crate::spec::host_cpus;
 
 /// SIGKILL, by its number on every machine.
 const KILL: u32 = 9;
@@ -117,20 +119,31 @@ impl Tasks {
     /// Changes a container's limits; `resources` is the OCI `linux.resources` object as JSON.
     ///
     /// # Errors
-    /// It has ended, or the limits cannot be.
-    pub(crate) async fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), TaskError> {
+    /// It has ended, or the limits cannot be, or are raised above what the virtual machine has.
+    pub(crate) async fn update(&self, id: &str, resources: &[u8]) -> Result<(), TaskError> {
         let container = self.container(id)?;
         if matches!(container.init.phase(), Phase::Stopped(_)) {
             return Err(TaskError::failed_precondition("cannot update a stopped container"));
         }
+        let malformed =
+            |error: serde_json::Error| TaskError::invalid_argument(format!("linux.resources: {error}"));
+        let mut resources: Map<String, Value> = serde_json::from_slice(resources).map_err(malformed)?;
+        if container.traits.of_cri {
+            host_cpus::take_from_resources(&mut resources);
+        }
+        let (before, limits) = (container.limits(), container.limits().after(&resources));
+        let size = self.pod().vm().map_err(TaskError::failed)?.size();
+        limits.check_raised(before, size).map_err(TaskError::failed_precondition)?;
         let request = UpdateContainerRequest {
             container_id: id.to_owned(),
-            oci_resources: resources,
+            oci_resources: serde_json::to_vec(&resources).map_err(malformed)?,
             ..Default::default()
         };
         let agent = self.agent().await?;
         let answer = agent.ask(agent.calls().update_container(no_timeout(), &request)).await;
-        self.answer(answer).await.map(|_| ())
+        self.answer(answer).await?;
+        container.set_limits(limits);
+        Ok(())
     }
 
     /// The size of a process's terminal. For a process without one it means nothing.

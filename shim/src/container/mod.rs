@@ -10,6 +10,7 @@ mod hooks;
 mod interfaces;
 #[cfg(test)]
 mod lifecycle_tests;
+mod limits;
 mod process;
 mod start;
 mod tasks;

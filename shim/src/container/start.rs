@@ -165,7 +165,8 @@ mod tests {
     #[test]
     fn an_additional_process_has_no_more_of_the_nodes_defaults_than_the_first_one() {
         let spec = br#"{"apparmorProfile":"cri-containerd.apparmor.d","selinuxLabel":"label"}"#;
-        let read = |of_cri| serde_json::from_slice::<serde_json::Value>(&process_spec(spec, false, of_cri).unwrap());
+        let read =
+            |of_cri| serde_json::from_slice::<serde_json::Value>(&process_spec(spec, false, of_cri).unwrap());
         assert_eq!(read(true).unwrap(), serde_json::json!({"terminal": false}));
         assert_eq!(read(false).unwrap(), serde_json::json!({"terminal": false, "selinuxLabel": "label"}));
     }

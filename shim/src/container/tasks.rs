@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::error::TaskError;
+use super::limits::Limits;
 use super::process::{Phase, Process};
 use super::traits::Traits;
 use crate::events::Publisher;
@@ -57,6 +58,7 @@ pub(crate) struct Container {
     pub(crate) traits: Traits,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     freezer: Mutex<Freezer>,
+    limits: Mutex<Limits>,
     watchers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -243,6 +245,7 @@ impl Container {
             traits,
             execs: Mutex::default(),
             freezer: Mutex::new(Freezer::Thawed),
+            limits: Mutex::new(traits.limits),
             watchers: Mutex::default(),
         })
     }
@@ -290,6 +293,16 @@ impl Container {
     /// It is frozen, or no more.
     pub(crate) fn set_freezer(&self, freezer: Freezer) {
         *lock(&self.freezer) = freezer;
+    }
+
+    /// What it may use at most.
+    pub(crate) fn limits(&self) -> Limits {
+        *lock(&self.limits)
+    }
+
+    /// It may use more or less from now on.
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        *lock(&self.limits) = limits;
     }
 
     /// A task that is to end with the container.

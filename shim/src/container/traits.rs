@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::limits::Limits;
 use crate::spec::Document;
 
 /// What a container is like.
@@ -11,12 +12,19 @@ pub(crate) struct Traits {
     pub(crate) own_pid_namespace: bool,
     /// Whether containerd's CRI plugin has made it.
     pub(crate) of_cri: bool,
+    /// What it may use at most when it is created.
+    pub(crate) limits: Limits,
 }
 
 impl Traits {
     /// Those that a container has whose spec is `spec`, and `guest` for the guest.
     pub(super) fn new(spec: &Document, guest: &Value) -> Self {
-        Self { own_pid_namespace: has_own_pid_namespace(guest), of_cri: spec.is_of_cri() }
+        let resources = spec.value().pointer("/linux/resources").and_then(Value::as_object);
+        Self {
+            own_pid_namespace: has_own_pid_namespace(guest),
+            of_cri: spec.is_of_cri(),
+            limits: resources.map(|resources| Limits::default().after(resources)).unwrap_or_default(),
+        }
     }
 }
 

@@ -99,6 +99,7 @@ pub(crate) enum VmError {
 #[derive(Clone)]
 pub(crate) struct Vm {
     pid: u32,
+    size: Size,
     state: watch::Receiver<VmState>,
     hot_plug: HotPlug,
     stop: mpsc::Sender<String>,
@@ -192,7 +193,7 @@ impl Vm {
             timeline,
         };
         tokio::spawn(supervisor.run(child, stop_receiver));
-        Ok(Self { pid, state, hot_plug, stop })
+        Ok(Self { pid, size, state, hot_plug, stop })
     }
 
     /// A VM without a VMM whose agent is ready; it has stopped once it is told to.
@@ -208,12 +209,18 @@ impl Vm {
         });
         let (control, _) = control::pair().unwrap();
         let hot_plug = HotPlug::new(Arc::new(register(control).unwrap()));
-        Self { pid: std::process::id(), state, hot_plug, stop }
+        let size = Size { vcpus: 1, memory_mib: 256, pages_2m: 0, pages_1g: 0 };
+        Self { pid: std::process::id(), size, state, hot_plug, stop }
     }
 
     /// The VMM's pid.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Its CPUs and memory.
+    pub(crate) fn size(&self) -> Size {
+        self.size
     }
 
     /// What gives the guest devices while it runs.

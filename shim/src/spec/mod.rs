@@ -4,6 +4,7 @@ pub(crate) mod annotations;
 pub(crate) mod devices;
 mod document;
 pub(crate) mod hooks;
+pub(crate) mod host_cpus;
 pub(crate) mod mappings;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;

@@ -11,7 +11,7 @@ use super::devices::{self, DeviceError, HostBlockDevice};
 use super::hooks::{self, HookError, HostHooks};
 use super::mounts::{self, MountError, SourceKind, Volume};
 use super::namespaces::{self, NamespaceError, PodSandbox};
-use super::{Document, DocumentError, pause, security_modules};
+use super::{Document, DocumentError, host_cpus, pause, security_modules};
 use crate::cgroup::{CgroupPath, PathError};
 
 /// What a translation needs to know beside the spec.
@@ -98,6 +98,10 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     }
 
     security_modules::take_from_spec(&mut guest, spec.is_of_cri());
+    let resources = guest.get_mut("linux").and_then(|linux| linux.get_mut("resources")?.as_object_mut());
+    if let Some(resources) = resources.filter(|_| spec.is_of_cri()) {
+        host_cpus::take_from_resources(resources);
+    }
     let network_namespace = namespaces::translate(&mut guest, context.sandbox)?;
     let volumes = mounts::translate(&mut guest, context.bundle, context.inspect)?;
     let block_devices = devices::host_block_devices(&guest)?;
@@ -216,6 +220,22 @@ mod tests {
                 },
             })
         );
+    }
+
+    #[test]
+    fn a_container_of_cri_has_nothing_left_of_the_node_that_a_guest_could_not_give() {
+        let mut node = spec();
+        node["process"]["selinuxLabel"] = json!("label");
+        node["linux"]["mountLabel"] = json!("label");
+        node["linux"]["resources"]["cpu"] = json!({"cpus": "40-41", "mems": "1"});
+        let guest = translated(node.clone()).unwrap().guest;
+        for pointer in ["/process/selinuxLabel", "/linux/mountLabel", "/linux/resources/cpu/cpus"] {
+            assert_eq!(guest.pointer(pointer), node.pointer(pointer), "of a container of nobody's");
+        }
+        node["annotations"] = json!({"io.kubernetes.cri.container-type": "container"});
+        let guest = translated(node).unwrap().guest;
+        assert_eq!((guest["process"].get("selinuxLabel"), guest["linux"].get("mountLabel")), (None, None));
+        assert_eq!(guest["linux"]["resources"], json!({"memory": {"limit": 1}, "cpu": {}}));
     }
 
     #[test]

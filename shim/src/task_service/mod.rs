@@ -188,7 +188,7 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let resources = request.resources.into_option().map(|resources| resources.value).unwrap_or_default();
-        self.tasks.update(&request.id, resources).await?;
+        self.tasks.update(&request.id, &resources).await?;
         Ok(Empty::default())
     }
 

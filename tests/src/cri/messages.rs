@@ -177,6 +177,12 @@ pub struct LinuxContainerResources {
     pub memory_limit_in_bytes: i64,
     #[prost(int64, tag = "5")]
     pub oom_score_adj: i64,
+    /// CPUs of the node, as `0-2,5`.
+    #[prost(string, tag = "6")]
+    pub cpuset_cpus: String,
+    /// Memory nodes of the node.
+    #[prost(string, tag = "7")]
+    pub cpuset_mems: String,
     #[prost(message, repeated, tag = "8")]
     pub hugepage_limits: Vec<HugepageLimit>,
 }

@@ -156,12 +156,16 @@ fn newer_fields() -> Value {
     })
 }
 
-/// What containerd's CRI plugin puts into a spec on a node with SELinux, for which there is nothing in a guest.
+/// What containerd's CRI plugin puts into a spec on a node with SELinux and a kubelet that gives CPUs away, for all of which there
+/// is nothing in a guest.
 fn of_a_node() -> Value {
     json!({
         "annotations": {"io.kubernetes.cri.container-type": "sandbox"},
         "process": {"selinuxLabel": "system_u:system_r:container_kvm_t:s0:c1,c2"},
-        "linux": {"mountLabel": "system_u:object_r:container_file_t:s0:c1,c2"},
+        "linux": {
+            "mountLabel": "system_u:object_r:container_file_t:s0:c1,c2",
+            "resources": {"cpu": {"cpus": "4096", "mems": "7"}},
+        },
     })
 }
 

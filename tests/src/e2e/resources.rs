@@ -10,6 +10,7 @@ use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::ttrpc::Code;
 use serde_json::{Value, json};
 
 use super::Test;
@@ -86,6 +87,17 @@ fn limits(context: &Context) -> anyhow::Result<()> {
         let checked = task.update(&json!({"memory": {"limit": 1 << 16, "checkBeforeUpdate": true}}))?;
         let words = checked.as_ref().err().map(|refusal| refusal.message.as_str()).unwrap_or_default();
         ensure!(words.contains("bytes are in use"), "{checked:?}");
+        for (update, figures) in [
+            (json!({"memory": {"limit": 8_u64 << 30}}), ["8589934592 bytes", "160 MiB"]),
+            (json!({"cpu": {"quota": 200_000, "period": 100_000}}), ["200000 µs", "1 CPUs"]),
+        ] {
+            let raised = task.update(&update)?;
+            let named = raised.as_ref().err().is_some_and(|refusal| {
+                refusal.code == Code::FAILED_PRECONDITION
+                    && figures.iter().all(|figure| refusal.message.contains(figure))
+            });
+            ensure!(named, "{update}: {raised:?}");
+        }
         task.shell("unharmed", &context.scratch, "true")?;
     }
     container.remove()

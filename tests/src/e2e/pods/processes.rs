@@ -51,7 +51,17 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     let script = format!(
         "echo first; echo second >&2; head -c {LONG_LINE} /dev/zero | tr '\\0' x; echo; echo ready; dd if=/dev/zero bs={FILLING} count=1 2>/dev/null | sleep 3600"
     );
-    let container = pod.start("main", &["sh", "-c", &script])?;
+    // As a kubelet that gives CPUs away does it. The node's numbers may be none in a guest.
+    let given = LinuxContainerResources {
+        cpuset_cpus: if context.is_control() { "0" } else { "7" }.into(),
+        cpuset_mems: if context.is_control() { "0" } else { "1" }.into(),
+        ..LinuxContainerResources::default()
+    };
+    let mut main = pod.container("main", &["sh", "-c", &script]);
+    if let Some(linux) = main.linux.as_mut() {
+        linux.resources = Some(given.clone());
+    }
+    let container = pod.start_with(&main)?;
     eventually("the container is ready", || Ok(pod.log("main")?.contains("stdout F ready")))
         .with_context(|| format!("its log: {:?}", pod.log("main")))?;
     let log = pod.log("main")?;
@@ -75,7 +85,7 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
         memory_limit_in_bytes: limit,
         cpu_period: 50_000,
         cpu_quota: 25_000,
-        ..LinuxContainerResources::default()
+        ..given
     };
     node.cri.update(&container, resources)?;
     let shown = pod.sh(&container, "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")?;
