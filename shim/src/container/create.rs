@@ -203,6 +203,7 @@ impl Tasks {
         exit::watch_init(self, &container);
         exit::watch_out_of_memory(self, &container);
         reservation.fill(container);
+        self.adjust_oom_score();
     }
 }
 

@@ -11,6 +11,7 @@ mod interfaces;
 #[cfg(test)]
 mod lifecycle_tests;
 mod limits;
+mod oom_score;
 mod process;
 mod start;
 mod tasks;

@@ -180,11 +180,19 @@ impl Tasks {
         }
     }
 
+    /// The containers.
+    pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
+        let containers = lock(&self.inner.containers);
+        let filled = |slot: &Slot| match slot {
+            Slot::Filled(container) => Some(container.clone()),
+            Slot::Reserved => None,
+        };
+        containers.values().filter_map(filled).collect()
+    }
+
     /// The ids of the containers.
     pub(crate) fn ids(&self) -> Vec<String> {
-        let containers = lock(&self.inner.containers);
-        let is_filled = |(id, slot): (&String, &Slot)| matches!(slot, Slot::Filled(_)).then(|| id.clone());
-        containers.iter().filter_map(is_filled).collect()
+        self.containers().iter().map(|container| container.id.clone()).collect()
     }
 
     /// Waits until the container with this id is no longer being created.

@@ -12,6 +12,8 @@ pub(crate) struct Traits {
     pub(crate) own_pid_namespace: bool,
     /// Whether containerd's CRI plugin has made it.
     pub(crate) of_cri: bool,
+    /// Its first process's OOM score, unless it is the container that makes a pod under CRI: that has one of its own.
+    pub(crate) oom_score: Option<i32>,
     /// What it may use at most when it is created.
     pub(crate) limits: Limits,
 }
@@ -23,9 +25,16 @@ impl Traits {
         Self {
             own_pid_namespace: has_own_pid_namespace(guest),
             of_cri: spec.is_of_cri(),
+            oom_score: oom_score(spec),
             limits: resources.map(|resources| Limits::default().after(resources)).unwrap_or_default(),
         }
     }
+}
+
+fn oom_score(spec: &Document) -> Option<i32> {
+    let makes_pod_of_cri = spec.is_of_cri() && spec.makes_pod();
+    let score = spec.value().pointer("/process/oomScoreAdj")?.as_i64()?;
+    i32::try_from(score).ok().filter(|_| !makes_pod_of_cri)
 }
 
 /// Whether the spec asks for a pid namespace of its own and not to join another's.

@@ -2,7 +2,7 @@
 
 mod ending;
 mod logging;
-mod rights;
+pub(crate) mod rights;
 
 use std::env;
 use std::io;

@@ -4,7 +4,7 @@
 //! which the shim executes with all that they would have under any other runtime. Limits (getrlimit(2)) are left alone for
 //! the same reason, since those programs would inherit them.
 
-use std::io;
+use std::{io, thread};
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -17,6 +17,10 @@ const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN // mounts, namespaces, th
     .union(CapabilitySet::SETUID) // id mappings of mounts
     .union(CapabilitySet::SETGID) // the same
     .union(OF_OVERLAYS);
+
+/// What a thread of its own has [for a moment](with): no other has it in effect, overlays among them, which would exceed quotas
+/// with it.
+const AT_TIMES: CapabilitySet = CapabilitySet::SYS_RESOURCE; // OOM scores below those that a process has had
 
 /// overlayfs acts on its layers with the rights of whoever mounted it (Documentation/filesystems/overlayfs.rst,
 /// "Permission model"), and so do directories, fifos and logs of other users want them.
@@ -34,10 +38,9 @@ const OF_OVERLAYS: CapabilitySet = CapabilitySet::CHOWN
 /// What capset(2) or prctl(2) returned.
 pub(super) fn reduce() -> io::Result<()> {
     let has = capabilities(None)?;
-    let kept = |set: CapabilitySet| set.intersection(NEEDED);
     let sets = CapabilitySets {
-        effective: kept(has.effective),
-        permitted: kept(has.permitted),
+        effective: has.effective.intersection(NEEDED),
+        permitted: has.permitted.intersection(NEEDED.union(AT_TIMES)),
         // What this has is handed on to programs, which is not for this process to change.
         inheritable: has.inheritable,
     };
@@ -45,10 +48,31 @@ pub(super) fn reduce() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// Does something that needs a capability of [`AT_TIMES`], on a thread that ends with it. Where the shim does not have it, it is
+/// tried without.
+///
+/// # Errors
+/// Those of `work`, and what making a thread or capset(2) returned.
+pub(crate) fn with<T: Send>(
+    capability: CapabilitySet,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let raised = move || {
+        let has = capabilities(None)?;
+        let effective = has.effective.union(capability.intersection(has.permitted));
+        set_capabilities(None, CapabilitySets { effective, ..has })?;
+        work()
+    };
+    thread::scope(|scope| {
+        let helper = thread::Builder::new().spawn_scoped(scope, raised)?;
+        helper.join().unwrap_or_else(|_| Err(io::Error::other("the helper thread has panicked")))
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::process::Command;
-    use std::{fs, thread};
 
     use super::*;
 
@@ -74,5 +98,23 @@ mod tests {
         assert_eq!(effective(&status), effective(&before) & NEEDED.bits());
         assert_ne!(effective(&status), effective(&before));
         assert_eq!(effective(&child), effective(&before));
+    }
+
+    #[test]
+    fn a_capability_for_a_moment_is_in_effect_for_that_and_for_nothing_else() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let own_status = || fs::read_to_string("/proc/thread-self/status");
+        let there_is = effective(&own_status().unwrap()) & AT_TIMES.bits();
+        let visit = thread::spawn(move || {
+            reduce().unwrap();
+            let within = with(AT_TIMES, own_status).unwrap();
+            (within, own_status().unwrap())
+        });
+        let (within, after) = visit.join().unwrap();
+        assert_eq!(effective(&within), effective(&after) | there_is);
+        assert_eq!(effective(&after) & AT_TIMES.bits(), 0);
     }
 }

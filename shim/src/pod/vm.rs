@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::thread::CapabilitySet;
 use saya_agent_api::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest};
 use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE, READY_LINE_LIMIT, READY_PORT};
 use saya_vmm::control::{
@@ -26,6 +27,7 @@ use super::process::{self, Diagnostics};
 use super::timeline::Recorder;
 use crate::cgroup;
 use crate::config::Config;
+use crate::daemon::rights;
 use crate::network::{PodInterface, PodNetwork};
 use crate::readiness::register;
 use crate::sizing::Size;
@@ -221,6 +223,16 @@ impl Vm {
     /// Its CPUs and memory.
     pub(crate) fn size(&self) -> Size {
         self.size
+    }
+
+    /// Gives the VMM this OOM score (`/proc/<pid>/oom_score_adj`, proc_pid_oom_score_adj(5)).
+    ///
+    /// # Errors
+    /// The VMM is no more, or the kernel refuses.
+    pub(crate) fn set_oom_score(&self, score: i32) -> io::Result<()> {
+        let path = format!("/proc/{}/oom_score_adj", self.pid);
+        // Below the lowest score that it has had, none but who has this capability sets one.
+        rights::with(CapabilitySet::SYS_RESOURCE, || std::fs::write(path, score.to_string()))
     }
 
     /// What gives the guest devices while it runs.

@@ -54,7 +54,7 @@ pub(super) fn recovers(context: &Context) -> anyhow::Result<()> {
 
 /// The process by which containerd knows a pod, which is its virtual machine's: that of its sandbox where that is a task,
 /// and of a container of it.
-fn process_of(pod: &str, container: &str) -> anyhow::Result<Pid> {
+pub(super) fn process_of(pod: &str, container: &str) -> anyhow::Result<Pid> {
     let list = ctr(["--namespace", "k8s.io", "task", "ls"])?;
     let lines: Vec<_> = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
     let of = |id| lines.iter().find(|words| words.first() == Some(&id));

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::fixture::{Node, Pod};
+use super::recovery::process_of;
 use crate::cri::messages::{
     Capability, ContainerConfig, HugepageLimit, Int64Value, LOCALHOST, LinuxContainerResources,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, RUNTIME_DEFAULT,
@@ -95,9 +96,25 @@ fn restricted(pod: &Pod<'_>) -> anyhow::Result<()> {
     ensure!(system == "1\n", "/proc/sys is not read-only");
     let score = pod.sh(&container, "cat /proc/1/oom_score_adj")?;
     ensure!(score == "500\n", "{score}");
+    ensure!(score_on_host(&container)? == "500", "{}", score_on_host(&container)?);
     let pages = pod.sh(&container, "cat /sys/fs/cgroup/hugetlb.2MB.max")?;
     ensure!(pages.trim() == LARGE_PAGES.to_string(), "{pages}");
     Ok(())
+}
+
+/// The OOM score of a container's process on the host. With our runtime this is the VMM, for all containers of the pod.
+fn score_on_host(container: &str) -> anyhow::Result<String> {
+    let process = process_of(container, container)?.as_raw_nonzero();
+    Ok(fs::read_to_string(format!("/proc/{process}/oom_score_adj"))?.trim().to_owned())
+}
+
+/// `config`, whose processes are to have this OOM score.
+fn scored(mut config: ContainerConfig, oom_score_adj: i64) -> ContainerConfig {
+    if let Some(linux) = config.linux.as_mut() {
+        linux.resources =
+            Some(LinuxContainerResources { oom_score_adj, ..LinuxContainerResources::default() });
+    }
+    config
 }
 
 fn own_profile(context: &Context, pod: &Pod<'_>) -> anyhow::Result<()> {
@@ -109,17 +126,23 @@ fn own_profile(context: &Context, pod: &Pod<'_>) -> anyhow::Result<()> {
         "syscalls": [denied],
     });
     fs::write(&profile, document.to_string())?;
-    let container = pod.start_with(&secured(pod, "profiled", |security| {
+    let config = secured(pod, "profiled", |security| {
         security.seccomp =
             Some(SecurityProfile { profile_type: LOCALHOST, localhost_ref: profile.display().to_string() });
-    }))?;
+    });
+    let container = pod.start_with(&scored(config, -5))?;
+    // Less than the VMM has ever had.
+    ensure!(score_on_host(&container)? == "-5", "{}", score_on_host(&container)?);
     let refused = pod.exec(&container, &["mkdir", "/directory"])?;
     ensure!(String::from_utf8_lossy(&refused.stderr).contains("not permitted"), "{refused:?}");
     pod.sh(&container, "touch /file").map(drop)
 }
 
 fn privileged(context: &Context, pod: &Pod<'_>) -> anyhow::Result<()> {
-    let container = pod.start_with(&secured(pod, "privileged", |security| security.privileged = true))?;
+    let config = secured(pod, "privileged", |security| security.privileged = true);
+    let container = pod.start_with(&scored(config, 800))?;
+    let least = if context.is_control() { "800" } else { "-5" };
+    ensure!(score_on_host(&container)? == least, "{} on the host", score_on_host(&container)?);
     let script = "mkdir -p /mnt && mount -t tmpfs none /mnt && touch /mnt/file && echo mounted; \
         grep -c ' /sys rw[, ]' /proc/self/mountinfo; grep Seccomp: /proc/1/status";
     let done = pod.sh(&container, script)?;
