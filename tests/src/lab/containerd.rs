@@ -18,12 +18,57 @@ use super::debian::output_of;
 
 /// A node's configuration before anything is installed.
 const TEMPLATE: &str = include_str!("containerd.toml");
-/// What the installer adds to it, so that every test under CRI is one of that.
-const ADDED: &str = include_str!("../../../deploy/containerd/version-2.toml");
 /// containerd says by itself when it is ready; on an emulated machine that shares a busy host it takes its time.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Namespaces into which the images are imported: that of `ctr`, and that of the CRI plugin.
 const NAMESPACES: [&str; 2] = ["default", "k8s.io"];
+
+/// What differs between the versions of containerd's configuration file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    version: &'static str,
+    /// The plugin that makes pods.
+    pub cri: &'static str,
+    /// Lines behind those of this plugin that name the pause image.
+    sandbox_image: &'static str,
+    /// What the installer adds, so that every test under CRI is one of that.
+    installed: &'static str,
+}
+
+/// The form that containerd 1.x reads.
+const VERSION_2: Form = Form {
+    version: "2",
+    cri: "io.containerd.grpc.v1.cri",
+    sandbox_image: "  sandbox_image = \"registry.k8s.io/pause:3.9\"",
+    installed: include_str!("../../../deploy/containerd/version-2.toml"),
+};
+/// The form of containerd 2.x, which reads the other one as well.
+const VERSION_3: Form = Form {
+    version: "3",
+    cri: "io.containerd.cri.v1.runtime",
+    sandbox_image: "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"registry.k8s.io/pause:3.9\"",
+    installed: include_str!("../../../deploy/containerd/version-3.toml"),
+};
+
+impl Form {
+    /// The newest form that the containerd of this environment reads.
+    ///
+    /// # Errors
+    ///
+    /// containerd does not run.
+    pub fn of_containerd(environment: &[(&str, String)]) -> Result<Self> {
+        let mut command = Command::new("containerd");
+        command.arg("--version").envs(environment.iter().map(|(name, value)| (name, value)));
+        let version = output_of(&mut command).context("is the package containerd installed?")?;
+        Ok(Self::of_version(&version))
+    }
+
+    /// `version`: what `containerd --version` prints; distributions leave the v away.
+    fn of_version(version: &str) -> Self {
+        let number = version.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
+        if number.starts_with("1.") { VERSION_2 } else { VERSION_3 }
+    }
+}
 
 /// Where a containerd keeps what.
 pub struct Places {
@@ -58,8 +103,8 @@ impl Places {
     /// # Errors
     ///
     /// The file cannot be written.
-    pub fn configure_without_saya(&self) -> Result<String> {
-        let text = configuration(self);
+    pub fn configure_without_saya(&self, form: Form) -> Result<String> {
+        let text = configuration(self, form);
         self.configure(&text)?;
         Ok(text)
     }
@@ -78,7 +123,8 @@ impl Containerd {
     ///
     /// Those of [`start_configured`](Self::start_configured).
     pub fn start(places: &Places, environment: &[(&str, String)]) -> Result<Self> {
-        places.configure(&(configuration(places) + ADDED))?;
+        let form = Form::of_containerd(environment)?;
+        places.configure(&(configuration(places, form) + form.installed))?;
         Self::start_configured(places, environment)
     }
 
@@ -220,7 +266,7 @@ fn lock(current: &Mutex<Option<Pid>>) -> MutexGuard<'_, Option<Pid>> {
     current.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn configuration(places: &Places) -> String {
+fn configuration(places: &Places, form: Form) -> String {
     let values = [
         ("@ROOT@", &places.root),
         ("@STATE@", &places.state),
@@ -228,9 +274,9 @@ fn configuration(places: &Places) -> String {
         ("@CNI_BIN@", &places.cni_plugins),
         ("@CNI_CONF@", &places.cni_configuration),
     ];
-    values
-        .iter()
-        .fold(TEMPLATE.to_owned(), |text, (key, path)| text.replace(key, &path.display().to_string()))
+    let forms = [("@VERSION@", form.version), ("@CRI@", form.cri), ("@SANDBOX_IMAGE@", form.sandbox_image)];
+    let text = forms.iter().fold(TEMPLATE.to_owned(), |text, (key, value)| text.replace(key, value));
+    values.iter().fold(text, |text, (key, path)| text.replace(key, &path.display().to_string()))
 }
 
 /// A datagram socket for sd_notify(3), with an abstract name that nothing has to remove.
@@ -287,10 +333,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_has_no_gap_left() {
-        let text = configuration(&usual_places());
-        assert!(!text.contains("= \"@"), "{text}");
-        assert!(text.contains("root = \"/var/lib/containerd\""));
-        assert!(!text.contains("containerd.runtimes.kata]") && ADDED.contains("containerd.runtimes.kata]"));
+    fn the_configuration_has_no_gap_left_in_either_form() {
+        for form in [VERSION_2, VERSION_3] {
+            let text = configuration(&usual_places(), form);
+            assert!(!text.lines().any(|line| !line.starts_with('#') && line.contains('@')), "{text}");
+            assert!(text.contains("root = \"/var/lib/containerd\""));
+            assert!(!text.contains("containerd.runtimes.kata]"));
+            let installed: toml::Table = (text + form.installed).parse().unwrap();
+            let runtimes = &installed["plugins"][form.cri]["containerd"]["runtimes"];
+            assert_eq!(runtimes["kata"]["runtime_type"].as_str(), Some("io.containerd.kata.v2"));
+            assert!(runtimes.get("runc").is_some(), "the lab's own runtimes are the same plugin's");
+        }
+    }
+
+    #[test]
+    fn a_containerd_gets_the_newest_form_that_it_reads() {
+        let debian = "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+b1\n";
+        let upstream = "containerd github.com/containerd/containerd/v2 v2.1.9 abcdef\n";
+        assert_eq!(Form::of_version(debian), VERSION_2);
+        assert_eq!(Form::of_version(upstream), VERSION_3);
     }
 }

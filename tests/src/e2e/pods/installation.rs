@@ -13,7 +13,7 @@ use super::fixture::{NETWORKS, Node, expect_nothing_left, in_the_lab_alone};
 use crate::cri::Cri;
 use crate::ctr::{ctr, finish};
 use crate::e2e::context::{BUSYBOX, Context, eventually};
-use crate::lab::containerd::{Containerd, Places, places_below};
+use crate::lab::containerd::{Containerd, Form, Places, places_below};
 use crate::leaks::{self, Holdings};
 use crate::processes;
 
@@ -33,7 +33,7 @@ pub(super) fn node(context: &Context) -> anyhow::Result<()> {
     context.for_ours_alone("it is our installer")?;
     in_the_lab_alone()?;
     let machine = Machine::prepare(context)?;
-    let original = machine.places.configure_without_saya()?;
+    let original = machine.places.configure_without_saya(machine.form)?;
     machine.install()?;
     let own = context.scratch.join("own.toml");
     machine.add_handler(&own)?;
@@ -59,6 +59,8 @@ struct Machine {
     files: PathBuf,
     saya_configuration: PathBuf,
     places: Places,
+    /// That of its containerd's configuration.
+    form: Form,
 }
 
 impl Machine {
@@ -76,7 +78,7 @@ impl Machine {
             ..places_below(&context.scratch.join("containerd"))
         };
         let saya_configuration = context.scratch.join("saya.toml");
-        let machine = Self { root, files, saya_configuration, places };
+        let machine = Self { root, files, saya_configuration, places, form: Form::of_containerd(&[])? };
         fs::write(&machine.saya_configuration, machine.configuration()?)?;
         Ok(machine)
     }
@@ -110,7 +112,7 @@ impl Machine {
 
     /// Adds a handler like the installed one to containerd's configuration, with a configuration file for Saya.
     fn add_handler(&self, file: &Path) -> anyhow::Result<()> {
-        let handler = format!("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{OWN}]");
+        let handler = format!("[plugins.{:?}.containerd.runtimes.{OWN}]", self.form.cri);
         let text = fs::read_to_string(&self.places.configuration)?
             + &format!(
                 "{handler}\n  runtime_type = \"io.containerd.kata.v2\"\n{}\n  ConfigPath = {:?}\n",
