@@ -191,6 +191,36 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_has_every_key_with_its_default() {
+        let sample = include_str!("../../deploy/config.toml");
+        assert_eq!(parse(sample).unwrap(), Config::default(), "nothing is set as it is installed");
+        let keys =
+            sample.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' '));
+        let set: String = keys.map(|line| format!("{line}\n")).collect();
+        assert_eq!(parse(&set).unwrap(), Config::default());
+        let set: toml::Table = set.parse().unwrap();
+        // A key of the structure's that the sample lacks is one that no error would name.
+        let known = parse("nonsense = 1").unwrap_err().to_string();
+        let known = known.split_once("expected one of ").unwrap().1;
+        let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+        assert_eq!(set.len(), known.len(), "{known:?}");
+        assert!(known.iter().all(|key| set.contains_key(*key)), "{known:?}");
+    }
+
+    /// What shim and VMM may take on the host beyond the guest's memory, in MiB (docs/kubernetes.md).
+    const SHIM_AND_VMM_MIB: u64 = 16;
+
+    #[test]
+    fn the_runtimeclass_has_the_overhead_of_the_guest_and_of_shim_and_vmm() {
+        let manifest = include_str!("../../deploy/kubernetes/runtimeclass.yaml");
+        let memory = manifest.lines().find_map(|line| line.trim().strip_prefix("memory: ")).unwrap();
+        let expected = Config::default().memory_overhead + SHIM_AND_VMM_MIB;
+        assert_eq!(memory, format!("{expected}Mi"));
+        let documented = include_str!("../../docs/kubernetes.md");
+        assert!(documented.contains(&format!("{SHIM_AND_VMM_MIB} MiB for shim and VMM")));
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_name_and_the_files() {
         let message = parse("memroy = 5").unwrap_err().to_string();
         assert!(message.contains("memroy") && message.contains("/etc/saya/config.toml"), "{message}");

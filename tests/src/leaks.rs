@@ -123,7 +123,8 @@ fn is_of_a_namespace(path: &Path) -> bool {
 }
 
 /// Everything below `directory` that `wanted` accepts, links not followed; nothing where it does not exist.
-pub(crate) fn walk(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
+#[must_use]
+pub fn walk(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let mut found = Vec::new();
     for entry in entries.flatten() {
