@@ -6,11 +6,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
+use saya_tests::leaks;
 use tempfile::TempDir;
 
 /// An API server that knows one node and one DaemonSet, and notes what it is asked.
@@ -90,7 +91,9 @@ impl Node {
             fs::write(node.path("image").join(file), file).unwrap();
         }
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-        std::os::unix::fs::symlink(deploy.canonicalize().unwrap(), node.path("image/deploy")).unwrap();
+        let copied =
+            Command::new("cp").arg("-r").arg(deploy).arg(node.path("image/deploy")).status().unwrap();
+        assert!(copied.success());
         node.runs_commands("exit 0");
         node
     }
@@ -117,31 +120,63 @@ impl Node {
             .env("ACCOUNT", self.path("account"))
             .env("ROOT", self.path("root"))
             .env("ON_NODE", self.path("on-node"))
+            .env("READY", self.path("ready"))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap()
     }
 
+    /// Runs the script until it has done all that it does by itself.
+    fn run(&self, server: &ApiServer) -> Running {
+        let mut process = self.start(server);
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let by_itself = lines.by_ref().map(Result::unwrap);
+        let said: Vec<String> = by_itself.take_while(|line| !line.ends_with("ready")).collect();
+        assert!(process.try_wait().unwrap().is_none(), "it has ended: {said:?}");
+        Running { process, said, _output: lines }
+    }
+
     /// Runs the script until it is ready, and then to the end that follows SIGTERM.
     fn install_and_end(&self, server: &ApiServer) {
-        let mut script = self.start(server);
-        let mut lines = BufReader::new(script.stdout.take().unwrap()).lines();
-        let ready = lines.by_ref().map_while(Result::ok).any(|line| line == "ready");
-        if !ready {
-            let output = script.wait_with_output().unwrap();
-            assert!(ready, "{}", String::from_utf8_lossy(&output.stderr));
-            return;
-        }
+        let running = self.run(server);
+        assert!(self.is_ready());
         assert!(self.is_installed());
-        kill_process(Pid::from_child(&script), Signal::TERM).unwrap();
-        lines.for_each(drop);
-        assert!(script.wait().unwrap().success());
+        running.end();
+        assert!(!self.is_ready());
+    }
+
+    fn is_ready(&self) -> bool {
+        self.path("ready").exists()
     }
 
     fn is_installed(&self) -> bool {
         self.path("root/usr/local/bin/containerd-shim-kata-v2").exists()
             && self.path("root/etc/containerd/config.toml").exists()
+    }
+
+    /// The files that the script has left on the node.
+    fn left(&self) -> Vec<PathBuf> {
+        leaks::walk(&self.path("root"), &|path| !path.is_dir())
+    }
+}
+
+/// The script, waiting for the end of its pod.
+struct Running {
+    process: Child,
+    /// What it has printed.
+    said: Vec<String>,
+    /// Open, so that it can print more.
+    _output: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    /// Ends it as a kubelet does, and gives what it has complained of.
+    fn end(self) -> String {
+        kill_process(Pid::from_child(&self.process), Signal::TERM).unwrap();
+        let output = self.process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
     }
 }
 
@@ -149,21 +184,25 @@ const LABEL: &str = r#"Bearer secret PATCH /api/v1/nodes/n1 {"metadata":{"labels
 const UNLABEL: &str = r#"Bearer secret PATCH /api/v1/nodes/n1 {"metadata":{"labels":{"saya-runtime":null}}}"#;
 const ASK: &str = "Bearer secret GET /apis/apps/v1/namespaces/saya/daemonsets/saya-node";
 
+const RESTART: &str = "systemctl restart containerd\n";
+const CHECK: &str = "/usr/local/bin/saya check\n";
+const GONE: (u16, &str) = (404, "{}");
+const STAYS: (u16, &str) = (200, r#"{"metadata":{}}"#);
+
 #[test]
 fn a_node_is_labelled_once_it_can_run_saya_and_cleared_when_the_daemonset_is_deleted() {
-    for gone in [(404, "{}"), (200, r#"{"metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z"}}"#)] {
+    for gone in [GONE, (200, r#"{"metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z"}}"#)] {
         let (node, server) = (Node::new(), ApiServer::start(gone));
         node.install_and_end(&server);
         assert_eq!(server.asked(), [LABEL, ASK, UNLABEL]);
-        assert!(!node.is_installed());
-        let restart = "systemctl restart containerd\n";
-        assert_eq!(node.commands(), format!("{restart}/usr/local/bin/saya check\n{restart}"));
+        assert_eq!(node.left(), [] as [PathBuf; 0]);
+        assert_eq!(node.commands(), format!("{RESTART}{CHECK}{RESTART}"));
     }
 }
 
 #[test]
 fn a_pod_that_ends_while_its_daemonset_stays_leaves_the_node_as_it_is() {
-    for stays in [(200, r#"{"metadata":{}}"#), (403, "{}")] {
+    for stays in [STAYS, (403, "{}")] {
         let (node, server) = (Node::new(), ApiServer::start(stays));
         node.install_and_end(&server);
         assert_eq!(server.asked(), [LABEL, ASK]);
@@ -175,14 +214,68 @@ fn a_pod_that_ends_while_its_daemonset_stays_leaves_the_node_as_it_is() {
 }
 
 #[test]
-fn a_node_that_cannot_run_saya_gets_no_label() {
-    let (node, server) = (Node::new(), ApiServer::start((404, "{}")));
+fn a_node_that_cannot_run_saya_has_no_label_and_nothing_is_left_on_it_when_the_daemonset_is_deleted() {
+    let (node, server) = (Node::new(), ApiServer::start(GONE));
+    let original = "version = 2\n[debug]\n  level = \"info\"\n";
+    let configuration = node.path("root/etc/containerd/config.toml");
+    fs::create_dir_all(configuration.parent().unwrap()).unwrap();
+    fs::write(&configuration, original).unwrap();
     node.runs_commands("case $1 in */saya) echo no KVM; exit 1 ;; esac");
+    let running = node.run(&server);
+    assert!(running.said.iter().any(|line| line == "no KVM"), "{:?}", running.said);
+    assert!(!node.is_ready());
+    assert_eq!(server.asked(), [UNLABEL], "it may have had the label from before");
+    let complaint = running.end();
+    assert!(complaint.contains("n1 cannot run Saya"), "{complaint}");
+    assert_eq!(server.asked(), [UNLABEL, ASK, UNLABEL]);
+    assert_eq!(node.left(), std::slice::from_ref(&configuration));
+    assert_eq!(fs::read_to_string(configuration).unwrap(), original);
+    assert_eq!(node.commands(), format!("{RESTART}{CHECK}{RESTART}"), "containerd has forgotten the handler");
+}
+
+#[test]
+fn an_installation_that_fails_is_no_end_of_the_pod_and_leaves_nothing() {
+    let (node, server) = (Node::new(), ApiServer::start(GONE));
+    let configuration = node.path("root/etc/containerd/config.toml");
+    fs::create_dir_all(configuration.parent().unwrap()).unwrap();
+    fs::write(&configuration, "version = 2\n[plugins.\"x\".containerd.runtimes.kata]\n").unwrap();
+    let running = node.run(&server);
+    assert!(!node.is_ready() && !node.left().is_empty());
+    let complaint = running.end();
+    assert!(complaint.contains("names a runtime kata already"), "{complaint}");
+    assert_eq!(server.asked(), [UNLABEL, ASK, UNLABEL]);
+    assert_eq!(node.left(), [configuration]);
+}
+
+#[test]
+fn a_restart_of_containerd_that_did_not_happen_is_made_up_for_by_the_next_pod() {
+    let (node, server) = (Node::new(), ApiServer::start(STAYS));
+    node.runs_commands("case $1 in systemctl) exit 1 ;; esac");
+    node.run(&server).end();
+    assert_eq!(node.commands(), RESTART, "a node whose containerd does not start is not checked");
+    assert!(!server.asked().contains(&LABEL.to_owned()));
+
+    node.runs_commands("exit 0");
+    node.install_and_end(&server);
+    assert_eq!(node.commands(), format!("{RESTART}{RESTART}{CHECK}"));
+    node.install_and_end(&server);
+    assert_eq!(node.commands(), format!("{RESTART}{RESTART}{CHECK}{CHECK}"), "once is enough");
+}
+
+#[test]
+fn a_pod_that_is_ended_while_it_installs_leaves_the_restart_to_the_next() {
+    let (node, server) = (Node::new(), ApiServer::start(STAYS));
+    // As if the kubelet sent SIGTERM while the installer ran: the shell heeds it once that has ended.
+    let installer = node.path("image/deploy/install.sh");
+    let script = fs::read_to_string(&installer).unwrap();
+    fs::write(&installer, format!("{script}\nkill -TERM $PPID\n")).unwrap();
     let output = node.start(&server).wait_with_output().unwrap();
-    assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stdout).contains("no KVM"), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("n1 cannot run Saya"), "{output:?}");
-    assert_eq!(server.asked(), [] as [&str; 0]);
+    assert!(output.status.success() && node.is_installed(), "{output:?}");
+    assert_eq!(node.commands(), "", "containerd does not know the handler yet");
+
+    fs::write(&installer, script).unwrap();
+    node.install_and_end(&server);
+    assert_eq!(node.commands(), format!("{RESTART}{CHECK}"));
 }
 
 #[test]
@@ -198,6 +291,8 @@ fn manifests_name_what_the_script_names() {
     assert!(
         read("kubernetes/node.yaml").contains(&format!("kind: DaemonSet\nmetadata:\n  name: {daemonset}\n"))
     );
+    assert!(read("kubernetes/node.yaml").contains("\"test\", \"-e\", \"/run/saya-node.ready\""));
+    assert!(script.contains("ready=${READY:-/run/saya-node.ready}\n"));
     assert!(read("kubernetes/node-access.yaml").contains(&format!("resourceNames: [\"{daemonset}\"]")));
     assert!(read("kubernetes/runtimeclass.yaml").contains(&format!("{}: \"true\"", value("label"))));
 }
