@@ -3,12 +3,17 @@
 /// Name and text of each patch, in the order in which they are applied.
 pub(super) const ALL: &[(&str, &str)] = &[
     (
+        "fuse-capabilities-after-writes.patch",
+        include_str!("../../patches/fuse-capabilities-after-writes.patch"),
+    ),
+    (
         "fuse-directory-keeps-its-mode.patch",
         include_str!("../../patches/fuse-directory-keeps-its-mode.patch"),
     ),
     ("fuse-exclusive-create.patch", include_str!("../../patches/fuse-exclusive-create.patch")),
     ("fuse-new-file-nosec.patch", include_str!("../../patches/fuse-new-file-nosec.patch")),
     ("fuse-submount-nosec.patch", include_str!("../../patches/fuse-submount-nosec.patch")),
+    ("fuse-write-clears-set-id.patch", include_str!("../../patches/fuse-write-clears-set-id.patch")),
     ("pvh-without-xen.patch", include_str!("../../patches/pvh-without-xen.patch")),
     ("scattered-features-once.patch", include_str!("../../patches/scattered-features-once.patch")),
     (

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use saya_tests::e2e::runner::Outcome;
+use saya_tests::e2e::set_id::Way;
 use saya_tests::e2e::{self, runner};
 
 /// Runs the end-to-end tests under the containerd of this machine.
@@ -41,6 +42,12 @@ struct Options {
     /// Only wait until another process maps this file as well: the tests run that inside containers.
     #[arg(long, hide = true)]
     meet_in: Option<PathBuf>,
+    /// Only write to this program and become it: the tests run that inside a container.
+    #[arg(long, hide = true)]
+    write_and_run: Option<PathBuf>,
+    /// How that writes.
+    #[arg(long, hide = true, value_enum, default_value = "write")]
+    by: Way,
     /// Only send back the datagrams that come to this port: the tests run that inside a container.
     #[arg(long, hide = true)]
     echo_datagrams: Option<u16>,
@@ -60,6 +67,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if let Some(file) = &options.meet_in {
         return e2e::mapping::meet_in(file).map(|()| ExitCode::SUCCESS);
+    }
+    if let Some(program) = &options.write_and_run {
+        return e2e::set_id::write_and_run(program, options.by).map(|()| ExitCode::SUCCESS);
     }
     if let Some(port) = options.echo_datagrams {
         return e2e::datagrams::echo(port).map(|()| ExitCode::SUCCESS);

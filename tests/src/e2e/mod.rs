@@ -28,6 +28,7 @@ mod restart;
 pub mod runner;
 mod sandbox_service;
 mod scarcity;
+pub mod set_id;
 mod silent_guest;
 mod stdio;
 mod task_api;

@@ -15,6 +15,10 @@ pub(super) const TESTS: &[Test] = &[
         name: "writes_take_set_id_bits_and_capabilities_as_on_any_file_system",
         check: privileges::lost_by_writes,
     },
+    Test {
+        name: "who_writes_to_a_program_does_not_become_its_owner",
+        check: privileges::lost_before_the_next_run,
+    },
     Test { name: "names_holes_and_full_disks_are_as_on_any_file_system", check: programs::edges },
     Test {
         name: "two_containers_of_a_pod_that_map_one_file_share_its_memory",

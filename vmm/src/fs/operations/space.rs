@@ -13,13 +13,15 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
 impl FileSystem {
-    /// Reserves or frees space of an open file.
+    /// Reserves or frees space of an open file. Set-id bits stay: the request cannot say whether they are to go, so the guest has cleared
+    /// them where they are.
     ///
     /// # Errors
     /// `EOPNOTSUPP` for an unknown mode; `EBADF` or `EISDIR` for a handle that is not an open file's; else what
     /// `fallocate` returned.
     pub(in crate::fs) fn fallocate(&mut self, node: u64, request: &FallocateIn) -> Result<(), Errno> {
         let mode = FallocateFlags::from_bits(request.mode).ok_or(Errno::OPNOTSUPP)?;
+        self.credentials.keep_set_id(true)?;
         let file = self.open_file(node, request.handle, Access::Write)?;
         rustix::fs::fallocate(file, mode, request.offset, request.length)
     }
@@ -38,7 +40,8 @@ impl FileSystem {
         rustix::fs::seek(self.open_file(node, request.handle, Access::Read)?, to)
     }
 
-    /// Copies between two open files and returns how many bytes it was; it may be fewer than asked for.
+    /// Copies between two open files and returns how many bytes it was; it may be fewer than asked for. Set-id bits stay, as with
+    /// [`fallocate`](Self::fallocate).
     ///
     /// # Errors
     /// `EINVAL` for unknown flags; `EBADF` or `EISDIR` for handles that are not open files'; else what
@@ -51,6 +54,7 @@ impl FileSystem {
         if request.flags != 0 {
             return Err(Errno::INVAL);
         }
+        self.credentials.keep_set_id(true)?;
         let to = self.open_file(request.node_out, request.handle_out, Access::Write)?.try_clone()?;
         let from = self.open_file(node, request.handle_in, Access::Read)?;
         let (mut offset_in, mut offset_out) = (request.offset_in, request.offset_out);

@@ -5,8 +5,8 @@ use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, StatxTimestamp, Timespec, Tim
 use super::client::{Setup, is_privileged, text, with_client, with_setup};
 use crate::fs::host::GUEST_ATTRIBUTES;
 use crate::fs::wire::{
-    AccessIn, MkdirIn, OPEN_KILL_SUIDGID, Opcode, OpenIn, OpenOut, ROOT_ID, SetattrIn, SetattrValid,
-    StatfsOut, StatxIn, StatxOut, StatxTime, WRITE_KILL_SUIDGID, WriteIn,
+    AccessIn, CopyFileRangeIn, FallocateIn, MkdirIn, OPEN_KILL_SUIDGID, Opcode, OpenIn, OpenOut, ROOT_ID,
+    SetattrIn, SetattrValid, StatfsOut, StatxIn, StatxOut, StatxTime, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use crate::fs::{CachePolicy, Caching};
 
@@ -264,6 +264,40 @@ fn set_id_bits_go_when_they_are_to() {
                 .unwrap();
         };
         assert_eq!(bits(client, &owner), 0o755);
+    });
+}
+
+/// What these requests do to set-id bits must not depend on the request before.
+#[test]
+fn set_id_bits_stay_where_a_request_cannot_say_that_they_are_to_go() {
+    if !is_privileged() {
+        return;
+    }
+    with_client(|client| {
+        let (entry, open) = client.create(ROOT_ID, "file", OFlags::RDWR, 0o755, 0).unwrap();
+        let (_, other) = client.create(ROOT_ID, "other", OFlags::RDWR, 0o644, 0).unwrap();
+        let set = SetattrIn { valid: SetattrValid::MODE.bits(), mode: 0o6755, ..SetattrIn::default() };
+        client.setattr(entry.node, set).unwrap();
+        let write_flags = WRITE_KILL_SUIDGID;
+        let clearing = WriteIn { handle: other.handle, size: 1, write_flags, ..WriteIn::default() };
+
+        client.write_with(clearing, b"x").unwrap();
+        let reserve = FallocateIn { handle: open.handle, offset: 0, length: 10, mode: 0, padding: 0 };
+        client.tell(Opcode::Fallocate, entry.node, &reserve, b"").unwrap();
+        assert_eq!(client.getattr(entry.node).unwrap().attributes.mode & 0o7777, 0o6755);
+
+        client.write_with(clearing, b"x").unwrap();
+        let copy = CopyFileRangeIn {
+            handle_in: other.handle,
+            offset_in: 0,
+            node_out: entry.node,
+            handle_out: open.handle,
+            offset_out: 0,
+            length: 1,
+            flags: 0,
+        };
+        assert_eq!(client.ask::<WriteOut>(Opcode::CopyFileRange, 0, &copy, b"").unwrap().size, 1);
+        assert_eq!(client.getattr(entry.node).unwrap().attributes.mode & 0o7777, 0o6755);
     });
 }
 
