@@ -155,6 +155,14 @@ pub(crate) fn probe() -> Result<(), NetworkError> {
     })
 }
 
+/// Listens on the loopback of a network namespace of its own, to see whether this host can.
+///
+/// # Errors
+/// It cannot.
+pub(crate) fn probe_loopback() -> Result<(), NetworkError> {
+    NetworkNamespace::make()?.listen_on_loopback().map(drop)
+}
+
 /// The interfaces in the network namespace of the process `pid`, which has none of its own accord. Empty where it is in
 /// the caller's.
 ///

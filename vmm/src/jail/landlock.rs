@@ -24,9 +24,7 @@ pub struct LandlockError(#[from] RulesetError);
 pub(super) fn restrict(root: &OwnedFd) -> Result<(), LandlockError> {
     let all = AccessFs::from_all(NEWEST);
     let files = all & !(AccessFs::Execute | AccessFs::IoctlDev);
-    // The first version denies every rename and link between directories, whatever its rules say.
-    let needed = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-    let Ok(ruleset) = needed.handle_access(AccessFs::Refer) else { return Ok(()) };
+    let Ok(ruleset) = needed().handle_access(AccessFs::Refer) else { return Ok(()) };
     ruleset
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
@@ -36,4 +34,27 @@ pub(super) fn restrict(root: &OwnedFd) -> Result<(), LandlockError> {
         .add_rule(PathBeneath::new(root, files))?
         .restrict_self()?;
     Ok(())
+}
+
+/// A ruleset of which the kernel must know all that it is to handle. The first thing is [`AccessFs::Refer`]: the first version
+/// denies every rename and link between directories, whatever its rules say.
+fn needed() -> Ruleset {
+    Ruleset::default().set_compatibility(CompatLevel::HardRequirement)
+}
+
+/// What this kernel's Landlock leaves to the VMM that a newer one's would not, each with the version of Linux that has it.
+/// `None`: there is no Landlock that the VMM uses.
+#[must_use]
+pub fn left_by_landlock() -> Option<Vec<&'static str>> {
+    let handles = |handled: Result<Ruleset, RulesetError>| handled.is_ok();
+    if !handles(needed().handle_access(AccessFs::Refer)) {
+        return None;
+    }
+    let rules = [
+        ("truncation (6.2)", handles(needed().handle_access(AccessFs::Truncate))),
+        ("TCP (6.7)", handles(needed().handle_access(AccessNet::from_all(NEWEST)))),
+        ("ioctls of devices (6.10)", handles(needed().handle_access(AccessFs::IoctlDev))),
+        ("abstract sockets and signals (6.12)", handles(needed().scope(Scope::from_all(NEWEST)))),
+    ];
+    Some(rules.into_iter().filter(|(_, handled)| !handled).map(|(name, _)| name).collect())
 }

@@ -32,7 +32,7 @@ use std::os::fd::OwnedFd;
 pub use capabilities::drop_capabilities;
 pub use confinement::{Confinement, ConfinementError};
 pub use descriptors::close_all_but;
-pub use landlock::LandlockError;
+pub use landlock::{LandlockError, left_by_landlock};
 pub use pid_namespace::in_new_pid_namespace;
 pub use role::Role;
 pub use seccomp::{FilterError, Only, Rule, report_violations_to, rules};

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use toml::{Table, Value};
 
+use super::daemon;
 use super::finding::Finding;
 
 /// Saya's name among containerd's runtimes.
@@ -23,6 +24,7 @@ pub(super) fn all() -> Vec<Finding> {
     if known {
         let configuration = output_of(&["config", "dump"]).and_then(|text| text.parse().ok());
         findings.push(judge_handlers(configuration.as_ref()));
+        findings.push(daemon::containerd());
         findings.push(judge_cni(&configuration.unwrap_or_default()));
     }
     findings
@@ -103,15 +105,15 @@ fn handlers(table: &Table) -> Vec<&str> {
 fn judge_cni(configuration: &Table) -> Finding {
     const SUBJECT: &str = "CNI";
     let cni = find_table(configuration, "cni");
-    let place = |key, default| cni.and_then(|cni| cni.get(key)?.as_str()).unwrap_or(default);
-    let (plugins, networks) = (place("bin_dir", "/opt/cni/bin"), place("conf_dir", "/etc/cni/net.d"));
-    if !Path::new(plugins).join("loopback").exists() {
+    let networks = cni.and_then(|cni| cni.get("conf_dir")?.as_str()).unwrap_or("/etc/cni/net.d");
+    let places = plugin_directories(cni);
+    let Some(plugins) = places.iter().find(|place| Path::new(place).join("loopback").exists()) else {
         return Finding::doubtful(
             SUBJECT,
-            format!("no plugins in {plugins}"),
+            format!("no plugins in {}", places.join(", ")),
             "install the CNI plugins there (Kubernetes pods need them)",
         );
-    }
+    };
     if !has_network(Path::new(networks)) {
         return Finding::doubtful(
             SUBJECT,
@@ -120,6 +122,17 @@ fn judge_cni(configuration: &Table) -> Finding {
         );
     }
     Finding::good(SUBJECT, format!("plugins in {plugins}, networks in {networks}"))
+}
+
+/// `bin_dir`, or from containerd 2.1 on the list `bin_dirs` where that is empty.
+fn plugin_directories(cni: Option<&Table>) -> Vec<&str> {
+    let one = cni.and_then(|cni| cni.get("bin_dir")?.as_str()).filter(|place| !place.is_empty());
+    let several = || cni.and_then(|cni| cni.get("bin_dirs")?.as_array());
+    match (one, several()) {
+        (Some(one), _) => vec![one],
+        (None, Some(several)) => several.iter().filter_map(Value::as_str).collect(),
+        (None, None) => vec!["/opt/cni/bin"],
+    }
 }
 
 fn find_table<'a>(table: &'a Table, name: &str) -> Option<&'a Table> {
@@ -185,6 +198,19 @@ runtime_type = 'io.containerd.kata.v2'
     fn a_cri_plugin_that_is_switched_off_is_told() {
         let finding = judge_handlers(Some(&parse("disabled_plugins = [\"cri\"]")));
         assert!(finding.verdict == Verdict::Doubtful && finding.found.contains("cri"), "{finding}");
+    }
+
+    #[test]
+    fn plugins_may_be_in_one_of_several_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        for file in ["loopback", "10-net.conflist"] {
+            fs::write(directory.path().join(file), "").unwrap();
+        }
+        let place = directory.path().display();
+        let text =
+            format!("[a.cni]\nbin_dir = ''\nbin_dirs = ['/nonexistent', '{place}']\nconf_dir = '{place}'");
+        let finding = judge_cni(&parse(&text));
+        assert!(finding.verdict == Verdict::Good && finding.found.contains(&place.to_string()), "{finding}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `saya check`: whether this host can run Saya, line by line, with a remedy beside whatever is missing.
 
 mod containerd;
+mod daemon;
+mod features;
 mod finding;
 mod installation;
 mod machine;
@@ -34,6 +36,10 @@ fn examine() -> Vec<Finding> {
         machine::cgroups(),
         machine::overlay(),
         machine::network(),
+        features::socket_lookup(),
+        features::seccomp(),
+        features::landlock(),
+        features::security_modules(),
         installation::configuration(loaded),
         installation::kernel(&config),
         installation::initramfs(&config),
