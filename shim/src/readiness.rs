@@ -21,3 +21,11 @@ pub(crate) fn register<T: OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
     // taken the descriptor out of the event loop.
     unsafe { AsyncFd::register(owner) }.map_err(io::Error::from)
 }
+
+/// Lets the others on this thread have theirs when this task has had its share.
+///
+/// To be awaited in each round of a loop that goes on for as long as descriptors are ready, since that is for whoever is at
+/// their other ends to decide: waiting for a descriptor that is ready already is no wait.
+pub(crate) async fn take_turns() {
+    tokio::task::consume_budget().await;
+}

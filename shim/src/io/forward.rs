@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::target::Target;
-use crate::readiness::register;
+use crate::readiness::{register, take_turns};
 
 /// The most bytes that one system call moves.
 const CHUNK: usize = 64 * 1024;
@@ -63,6 +63,7 @@ async fn output_to_file(
     progress: &watch::Sender<Progress>,
 ) -> io::Result<()> {
     loop {
+        take_turns().await;
         stream.readable().await?;
         let moved = with_buffer(|buffer| match stream.try_read(buffer) {
             Ok(length) => {
@@ -95,9 +96,13 @@ fn with_buffer<R>(work: impl FnOnce(&mut [u8]) -> R) -> R {
 
 /// Moves a process's input from `reader` to the stream until one of them ends, then says so to the guest.
 pub(crate) async fn forward_input(reader: OwnedFd, stream: UnixStream) {
-    if let Err(error) = input_to_stream(reader, stream).await {
+    match input_to_stream(reader, stream).await {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::warn!(%error, "an input stream is given up");
+        }
         // The process has closed its input, or is gone: nobody wants the rest.
-        tracing::debug!(%error, "an input stream broke off");
+        Err(error) => tracing::debug!(%error, "an input stream broke off"),
+        Ok(()) => {}
     }
 }
 
@@ -107,7 +112,7 @@ async fn input_to_stream(reader: OwnedFd, stream: UnixStream) -> io::Result<()> 
     loop {
         let moved = tokio::select! {
             moved = splice_once(&reader, &stream) => moved?,
-            () = closed_by_peer(&stream) => return Ok(()),
+            closed = closed_by_peer(&stream) => return closed,
         };
         if moved == 0 {
             break;
@@ -116,19 +121,25 @@ async fn input_to_stream(reader: OwnedFd, stream: UnixStream) -> io::Result<()> 
     drop(reader);
     rustix::net::shutdown(stream.get_ref(), rustix::net::Shutdown::Write)?;
     // The connection stays until the guest has taken everything and closes its side.
-    closed_by_peer(&stream).await;
-    Ok(())
+    closed_by_peer(&stream).await
 }
 
 /// Waits until the other side of a stream that carries nothing towards us has closed it.
-async fn closed_by_peer(stream: &AsyncFd<OwnedFd>) {
-    let mut ignored = [0; 64];
+///
+/// # Errors
+/// `InvalidData` where it sends something nevertheless, or what read(2) returned.
+async fn closed_by_peer(stream: &AsyncFd<OwnedFd>) -> io::Result<()> {
     loop {
-        let Ok(mut ready) = stream.readable().await else { return };
-        match rustix::io::read(stream.get_ref(), &mut ignored) {
+        let mut ready = stream.readable().await?;
+        match rustix::io::read(stream.get_ref(), &mut [0]) {
             Err(Errno::AGAIN) => ready.clear_ready(),
-            Ok(1..) | Err(Errno::INTR) => {}
-            Ok(0) | Err(_) => return,
+            Err(Errno::INTR) => {}
+            Ok(0) => return Ok(()),
+            Ok(_) => {
+                let words = "the guest has written to the input of a process";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -137,6 +148,7 @@ async fn closed_by_peer(stream: &AsyncFd<OwnedFd>) {
 /// Answers 0 at the end of `from`.
 async fn splice_once(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> io::Result<u64> {
     loop {
+        take_turns().await;
         let mut readable = from.readable().await?;
         let mut writable = to.writable().await?;
         match splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
@@ -252,5 +264,70 @@ mod tests {
         let task = tokio::spawn(forward_input(reader, host));
         drop(guest);
         task.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_guest_that_talks_back_on_the_input_stream_loses_it() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (reader, _writer) = pipe();
+        let task = tokio::spawn(forward_input(reader, host));
+        guest.write_all(b"x").await.unwrap();
+        task.await.unwrap();
+        // Also once its own input is over.
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (reader, writer) = pipe();
+        let task = tokio::spawn(forward_input(reader, host));
+        drop(writer);
+        assert_eq!(guest.read(&mut [0]).await.unwrap(), 0);
+        guest.write_all(b"x").await.unwrap();
+        task.await.unwrap();
+    }
+
+    /// Sends without end on a thread of its own, until nobody reads any more.
+    fn flood(guest: UnixStream) -> std::thread::JoinHandle<()> {
+        let mut guest = guest.into_std().unwrap();
+        guest.set_nonblocking(false).unwrap();
+        std::thread::spawn(move || while guest.write_all(&[b'x'; CHUNK]).is_ok() {})
+    }
+
+    /// The most bytes that a stream moves while another task waits for its turn. A task's share is 128 rounds, and it may
+    /// have one before and one after the thread has looked what is ready.
+    async fn assert_others_have_their_turns(watched: &watch::Receiver<Progress>) {
+        let most = 2 * 128 * CHUNK as u64;
+        while watched.borrow().forwarded < 16 * most {
+            let before = watched.borrow().forwarded;
+            tokio::task::yield_now().await;
+            let moved = watched.borrow().forwarded - before;
+            assert!(moved <= most, "{moved} bytes while the others waited");
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn output_without_end_into_a_file_leaves_the_other_tasks_their_turns() {
+        let (guest, host) = UnixStream::pair().unwrap();
+        let (progress, watched) = watch::channel(Progress::default());
+        let nowhere = File::options().append(true).open("/dev/null").unwrap();
+        let task = tokio::spawn(forward_output(host, Target::File(nowhere), progress));
+        let guest = flood(guest);
+        assert_others_have_their_turns(&watched).await;
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        guest.join().unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn output_without_end_into_a_pipe_leaves_the_other_tasks_their_turns() {
+        let (guest, host) = UnixStream::pair().unwrap();
+        let (reader, writer) = pipe();
+        rustix::io::ioctl_fionbio(&reader, false).unwrap();
+        let reading = std::thread::spawn(move || io::copy(&mut File::from(reader), &mut io::sink()).unwrap());
+        let (progress, watched) = watch::channel(Progress::default());
+        let task = tokio::spawn(forward_output(host, Target::Pipe(writer), progress));
+        let guest = flood(guest);
+        assert_others_have_their_turns(&watched).await;
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        guest.join().unwrap();
+        reading.join().unwrap();
     }
 }

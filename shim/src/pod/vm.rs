@@ -29,7 +29,7 @@ use crate::cgroup;
 use crate::config::Config;
 use crate::daemon::rights;
 use crate::network::{PodInterface, PodNetwork};
-use crate::readiness::register;
+use crate::readiness::{register, take_turns};
 use crate::sizing::Size;
 
 /// The guest's vsock address. Every VM has a vsock of its own, so all can have the same.
@@ -361,7 +361,7 @@ impl Supervisor {
     /// Handles the VMM's messages until its last; `None` when it closed the socket without one.
     async fn follow(&mut self) -> Option<StopReport> {
         loop {
-            let (event, descriptors) = match self.receive().await {
+            let (event, descriptors) = match receive(&self.control).await {
                 Ok(Some(received)) => received,
                 Ok(None) => return None,
                 Err(error) => {
@@ -391,16 +391,6 @@ impl Supervisor {
         }
     }
 
-    async fn receive(&self) -> Result<Option<(Event, Vec<OwnedFd>)>, ControlError> {
-        loop {
-            let mut ready = self.control.readable().await.map_err(ControlError::Socket)?;
-            match ready.get_inner().receive() {
-                Err(error) if error.would_block() => ready.clear_ready(),
-                received => return received,
-            }
-        }
-    }
-
     /// The agent's first connection begins the conversation with it; there is no second.
     fn greet(&mut self, descriptors: Vec<OwnedFd>) {
         let (Some(greeting), Some(connection)) = (self.greeting.take(), descriptors.into_iter().next())
@@ -423,6 +413,18 @@ impl Supervisor {
             // Where the VM has ended meanwhile nobody listens any more.
             let _ = stop.try_send(reason);
         });
+    }
+}
+
+/// The VMM's next message with its descriptors; `None` when it has closed the socket.
+async fn receive(control: &AsyncFd<ShimEnd>) -> Result<Option<(Event, Vec<OwnedFd>)>, ControlError> {
+    loop {
+        take_turns().await;
+        let mut ready = control.readable().await.map_err(ControlError::Socket)?;
+        match ready.get_inner().receive() {
+            Err(error) if error.would_block() => ready.clear_ready(),
+            received => return received,
+        }
     }
 }
 
@@ -492,5 +494,37 @@ fn in_words(reason: StopReason) -> String {
         StopReason::Panicked { message } => format!("the guest's kernel panicked: {message}"),
         StopReason::Stopped => "the VMM was told to stop".into(),
         StopReason::Failed { message } => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_vmm_that_sends_without_end_leaves_the_other_tasks_their_turns() {
+        let (shim, vmm) = control::pair().unwrap();
+        shim.set_nonblocking(true).unwrap();
+        let shim = register(shim).unwrap();
+        let vmm = std::thread::spawn(move || while vmm.send(&Event::Detached, &[]).is_ok() {});
+        let received = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&received);
+        let task = tokio::spawn(async move {
+            while let Ok(Some(_)) = receive(&shim).await {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        // A task's share is 128 rounds, and it may have one before and one after the thread has looked what is ready.
+        while received.load(Ordering::Relaxed) < 16 * 256 {
+            let before = received.load(Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            let messages = received.load(Ordering::Relaxed) - before;
+            assert!(messages <= 256, "{messages} messages while the others waited");
+        }
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        vmm.join().unwrap();
     }
 }
