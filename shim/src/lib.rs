@@ -11,6 +11,7 @@ mod config;
 mod container;
 mod daemon;
 mod events;
+mod foreign_text;
 #[doc(hidden)]
 pub mod fuzzing;
 mod identifier;

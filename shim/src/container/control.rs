@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use ttrpc::Code;
 
 use super::error::TaskError;
-use super::process::Phase;
+use super::process::{Phase, Process};
 use super::tasks::{Container, Freezer, Tasks};
 use crate::events::Event;
 use crate::pod::agent::{Agent, is_lost, no_timeout};
@@ -19,14 +19,17 @@ use crate::spec::host_cpus;
 /// SIGKILL, by its number on every machine.
 const KILL: u32 = 9;
 
+/// The most processes of a container that are listed.
+const PROCESSES_MAX: usize = 65_536;
+
 impl Tasks {
     /// Sends a signal to a process, or to all of a container.
     ///
     /// # Errors
     /// NotFound when it has ended.
     pub(crate) async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<(), TaskError> {
-        let container = self.container(id)?;
-        container.process(exec)?.check_signalable()?;
+        let process = self.container(id)?.process(exec)?;
+        process.check_signalable()?;
         let Ok(agent) = self.agent().await else {
             // Its end is about to be told.
             return Err(TaskError::not_found("process already finished"));
@@ -41,13 +44,12 @@ impl Tasks {
         let call = agent.calls().signal_process(no_timeout(), &request);
         let answer = if signal == KILL { agent.ask_at_once(call).await } else { agent.ask(call).await };
         let guest_is_lost = is_lost(&answer);
+        if signal == KILL && !guest_is_lost {
+            // Whatever the agent has answered: a process that is said to be none is about to have ended, too.
+            self.see_to_the_end(&agent, &process);
+        }
         match self.answer(answer).await {
-            Ok(_) => {
-                if signal == KILL && exec.is_empty() {
-                    self.see_to_the_end(&agent, &container);
-                }
-                Ok(())
-            }
+            Ok(_) => Ok(()),
             // With its virtual machine the process has ended, as it was to.
             Err(_) if guest_is_lost && signal == KILL => Ok(()),
             Err(error) if error.code() == Code::NOT_FOUND => {
@@ -57,14 +59,14 @@ impl Tasks {
         }
     }
 
-    /// Ends the virtual machine when a container that was killed goes on: its guest is not to be trusted with it.
-    fn see_to_the_end(&self, agent: &Agent, container: &Arc<Container>) {
-        let (tasks, container, limit) = (self.clone(), container.clone(), agent.longest_patience());
+    /// Ends the virtual machine when a process that was killed goes on: its guest is not to be trusted with it.
+    pub(super) fn see_to_the_end(&self, agent: &Agent, process: &Arc<Process>) {
+        let (tasks, process, limit) = (self.clone(), process.clone(), agent.longest_patience());
         tokio::spawn(async move {
-            if tokio::time::timeout(limit, container.init.wait()).await.is_err() {
+            if tokio::time::timeout(limit, process.wait()).await.is_err() {
                 tasks.pod().stop(&format!(
-                    "container {} has not ended within {} s of its SIGKILL (10 times the configuration key agent_timeout)",
-                    container.id,
+                    "{} has not ended within {} s of its SIGKILL (10 times the configuration key agent_timeout)",
+                    described(&process),
                     limit.as_secs_f64()
                 ));
             }
@@ -182,15 +184,25 @@ impl Tasks {
         self.answer(answer).await.map(|_| ())
     }
 
-    /// The container's processes, by their pids in the guest.
+    /// The container's processes, by their pids in the guest, with the names that containerd has given some.
     ///
     /// # Errors
-    /// No such container.
+    /// No such container, or more than [`PROCESSES_MAX`].
     pub(crate) async fn processes(&self, id: &str) -> Result<Vec<GuestProcess>, TaskError> {
-        self.container(id)?;
+        let container = self.container(id)?;
         let agent = self.agent().await?;
         let answer = agent.ask(agent.calls().list_processes(no_timeout(), &request(id))).await;
-        Ok(self.answer(answer).await?.processes)
+        let mut processes = self.answer(answer).await?.processes;
+        if processes.len() > PROCESSES_MAX {
+            let words = format!("the guest lists {} processes, more than {PROCESSES_MAX}", processes.len());
+            return Err(TaskError::failed(words));
+        }
+        for process in &mut processes {
+            if container.process(&process.exec_id).is_err() {
+                process.exec_id.clear();
+            }
+        }
+        Ok(processes)
     }
 
     /// The files of the container's cgroup in the guest.
@@ -203,6 +215,11 @@ impl Tasks {
         let answer = agent.ask(agent.calls().container_stats(no_timeout(), &request(id))).await;
         self.answer(answer).await
     }
+}
+
+fn described(process: &Process) -> String {
+    let container = format!("container {}", process.container);
+    if process.exec.is_empty() { container } else { format!("process {} of {container}", process.exec) }
 }
 
 fn request(id: &str) -> ContainerRequest {

@@ -67,6 +67,9 @@ impl Tasks {
             let answer = agent.ask_at_once(agent.calls().signal_process(no_timeout(), &request)).await;
             // A guest that is lost takes the container along.
             let lost = is_lost(&answer);
+            if !lost {
+                self.see_to_the_end(&agent, &container.init);
+            }
             match self.answer(answer).await {
                 Ok(_) => {}
                 Err(error) if error.code() == Code::NOT_FOUND || lost => {}

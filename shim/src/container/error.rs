@@ -4,6 +4,8 @@ use std::future::Future;
 
 use ttrpc::Code;
 
+use crate::foreign_text::{MESSAGE_MAX, clean};
+
 /// A failed call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -68,7 +70,7 @@ impl From<TaskError> for ttrpc::Error {
 impl From<ttrpc::proto::Status> for TaskError {
     /// The agent's answers carry codes as containerd means them.
     fn from(status: ttrpc::proto::Status) -> Self {
-        Self { code: status.code(), message: status.message }
+        Self { code: status.code(), message: clean(&status.message, MESSAGE_MAX) }
     }
 }
 

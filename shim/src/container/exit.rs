@@ -1,9 +1,11 @@
 //! Following processes to their ends.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use saya_agent_api::agent::{SignalProcessRequest, WaitOutOfMemoryRequest};
 
+use super::error::TaskError;
 use super::process::{Phase, Process};
 use super::tasks::{Container, Freezer, Tasks};
 use crate::clock::wall_ns;
@@ -13,8 +15,12 @@ use crate::pod::agent::{self, no_timeout};
 
 /// The status of a process whose virtual machine is gone: as if SIGKILL had ended it.
 const KILLED: u32 = 137;
-/// The status of a process of which the agent knows nothing: containerd's for an unknown one.
+/// The status of a process of which the agent knows nothing: containerd's for an unknown one. It is also the highest.
 const UNKNOWN: u32 = 255;
+
+/// How long the agent is not asked again after a process has been killed for want of memory. An agent may say so without
+/// end, and each time is an event for containerd.
+const OUT_OF_MEMORY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Follows a container's first process.
 pub(super) fn watch_init(tasks: &Tasks, container: &Arc<Container>) {
@@ -51,9 +57,12 @@ async fn ended(tasks: &Tasks, process: &Process) -> (Exit, Drain) {
         () = tasks.pod().stopped() => Err(ttrpc::Error::RemoteClosed),
     };
     match answer {
-        Ok(answer) => (gone(answer.exit_status), process.drain(answer.stdout_bytes, answer.stderr_bytes)),
+        Ok(answer) => {
+            (gone(answer.exit_status.min(UNKNOWN)), process.drain(answer.stdout_bytes, answer.stderr_bytes))
+        }
         Err(ttrpc::Error::RpcStatus(status)) => {
-            tracing::error!(process = process.id(), error = status.message, "the agent lost a process");
+            let error = TaskError::from(status);
+            tracing::error!(process = process.id(), %error, "the agent lost a process");
             (gone(UNKNOWN), Drain::default())
         }
         Err(error) => {
@@ -72,8 +81,9 @@ async fn end_others(tasks: &Tasks, container: &Container) {
     if others.is_empty() {
         return;
     }
-    if !container.traits.own_pid_namespace
-        && let Ok(agent) = tasks.agent().await
+    let agent = tasks.agent().await.ok();
+    if let Some(agent) = &agent
+        && !container.traits.own_pid_namespace
     {
         let request = SignalProcessRequest {
             container_id: container.id.clone(),
@@ -84,6 +94,11 @@ async fn end_others(tasks: &Tasks, container: &Container) {
         let answer = agent.ask_at_once(agent.calls().signal_process(no_timeout(), &request)).await;
         if let Err(error) = tasks.answer(answer).await {
             tracing::warn!(container = container.id, %error, "processes outlive their container's first one");
+        }
+    }
+    if let Some(agent) = &agent {
+        for other in &others {
+            tasks.see_to_the_end(agent, other);
         }
     }
     for other in others {
@@ -102,7 +117,8 @@ async fn report(tasks: &Tasks, process: &Process, exit: Exit) {
     process.stopped(exit);
 }
 
-/// Tells containerd each time the kernel kills a process of the container for want of memory.
+/// Tells containerd when the kernel kills processes of the container for want of memory, of several within
+/// [`OUT_OF_MEMORY_PAUSE`] once.
 pub(super) fn watch_out_of_memory(tasks: &Tasks, container: &Arc<Container>) {
     let (tasks, id) = (tasks.clone(), container.id.clone());
     let watcher = tokio::spawn(async move {
@@ -118,6 +134,7 @@ pub(super) fn watch_out_of_memory(tasks: &Tasks, container: &Arc<Container>) {
                     if answer.ended {
                         return;
                     }
+                    tokio::time::sleep(OUT_OF_MEMORY_PAUSE).await;
                 }
                 Err(error) => {
                     tracing::debug!(container = id, %error, "memory events are no longer followed");

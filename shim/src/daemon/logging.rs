@@ -16,6 +16,11 @@ use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::foreign_text::shorten;
+
+/// The most of one value that is logged, in bytes: more than a stopped machine's reason with its console.
+const VALUE_MAX: usize = 20 * 1024;
+
 /// Begins to log to the fifo `log` in the bundle, as containerd expects of a shim; without one nothing is logged.
 pub(crate) fn start(bundle: &Path, debug: bool) {
     let Ok(fifo) = open(&bundle.join("log")) else { return };
@@ -23,7 +28,7 @@ pub(crate) fn start(bundle: &Path, debug: bool) {
     let _ = tracing_subscriber::fmt()
         .with_max_level(if debug { LevelFilter::DEBUG } else { LevelFilter::INFO })
         .event_format(Line)
-        .with_writer(Mutex::new(Lossy(fifo)))
+        .with_writer(Mutex::new(Lossy { log: fifo, cut: false }))
         .try_init();
 }
 
@@ -32,19 +37,36 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
-/// Drops what the fifo does not take: a log that nobody reads must not hold the shim up.
-struct Lossy(File);
+/// Drops what the fifo does not take: a log that nobody reads must not hold the shim up. Each write is one record.
+struct Lossy {
+    log: File,
+    /// The last record has reached the fifo without its end.
+    cut: bool,
+}
 
 impl Write for Lossy {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.0.write(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(bytes.len()),
-            written => written,
+        // What is left of a record that was cut gets a line of its own.
+        if self.cut && self.write_some(b"\n")? == 0 {
+            return Ok(bytes.len());
         }
+        let written = self.write_some(bytes)?;
+        self.cut = 0 < written && written < bytes.len();
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Lossy {
+    /// Writes what the fifo takes now.
+    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.log.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            written => written,
+        }
     }
 }
 
@@ -93,6 +115,7 @@ struct Fields {
 
 impl Fields {
     fn add(&mut self, field: &Field, value: &str) {
+        let value = &*shorten(value, VALUE_MAX);
         if field.name() == "message" {
             value.clone_into(&mut self.message);
         } else if !field.name().starts_with("log.") {
@@ -141,6 +164,8 @@ fn quoted(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -156,9 +181,29 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-        let mut log = Lossy(open(&path).unwrap());
+        let mut log = Lossy { log: open(&path).unwrap(), cut: false };
         for _ in 0..100 {
             log.write_all(&[b'x'; 4096]).unwrap();
         }
+    }
+
+    #[test]
+    fn a_record_that_was_cut_takes_no_part_of_the_next_ones_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        let mut log = Lossy { log: open(&path).unwrap(), cut: false };
+        let mut reader = open(&path).unwrap();
+        let mut taken = vec![0; 1 << 20];
+        // Longer than the pipe, which takes a part of the second; a record that is not taken at all changes nothing.
+        let record = [&[b'x'; 40_000][..], b"\n"].concat();
+        for _ in 0..3 {
+            log.write_all(&record).unwrap();
+        }
+        let length = reader.read(&mut taken).unwrap();
+        assert!(length > record.len() && taken[length - 1] == b'x');
+        log.write_all(b"next\n").unwrap();
+        let length = reader.read(&mut taken).unwrap();
+        assert_eq!(&taken[..length], b"\nnext\n");
     }
 }

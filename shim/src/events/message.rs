@@ -132,6 +132,11 @@ impl Event {
         Self::Resumed(TaskResumed { container_id: container.into(), ..Default::default() })
     }
 
+    /// Whether it tells of the end of a process or a container, for which somebody waits.
+    pub(crate) fn is_an_end(&self) -> bool {
+        matches!(self, Self::Exit(_) | Self::Delete(_))
+    }
+
     /// The topic under which containerd's clients find the event.
     pub(crate) fn topic(&self) -> &'static str {
         match self {

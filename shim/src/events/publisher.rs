@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,11 +12,12 @@ use containerd_shim_protos::shim_async::{Client, EventsClient};
 use protobuf::Message;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::message::Event;
 
-/// How many events wait for containerd at most.
+/// How many events wait for containerd at most, without those of which there is one for each process that containerd itself
+/// has started.
 const QUEUE_MAX: usize = 2048;
 /// How often containerd may refuse an event before it is dropped.
 const REFUSALS_MAX: u32 = 5;
@@ -61,12 +63,14 @@ pub(crate) trait Forwarder: Send {
 /// Takes events from all over the shim. Clones share one queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Publisher {
-    queue: mpsc::Sender<Item>,
+    queue: mpsc::UnboundedSender<Item>,
+    room: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
 enum Item {
-    Event(Box<Event>),
+    /// An event, with the room that it takes among those that wait.
+    Event(Box<Event>, Option<OwnedSemaphorePermit>),
     Flush(oneshot::Sender<()>),
 }
 
@@ -84,34 +88,42 @@ impl Publisher {
 
     /// As [`start`](Self::start), by a way of the caller's.
     pub(crate) fn start_with(forwarder: impl Forwarder + 'static, namespace: &str) -> Self {
-        let (queue, items) = mpsc::channel(QUEUE_MAX);
+        let (queue, items) = mpsc::unbounded_channel();
         tokio::spawn(work(items, forwarder, namespace.to_owned()));
-        Self { queue }
+        Self { queue, room: Arc::new(Semaphore::new(QUEUE_MAX)) }
     }
 
-    /// Queues an event. It never waits: where containerd has been away for so long that the queue is full, the event
-    /// is dropped and logged.
+    /// Queues an event. It never waits: where containerd has been away for so long that there is no more room, the event is
+    /// dropped and logged. The ends of processes and containers are never dropped.
     pub(crate) fn send(&self, event: Event) {
-        let topic = event.topic();
-        if self.queue.try_send(Item::Event(Box::new(event))).is_err() {
-            tracing::error!(topic, "an event is dropped: {QUEUE_MAX} others wait for containerd");
-        }
+        let room = if event.is_an_end() {
+            None
+        } else {
+            let Ok(room) = self.room.clone().try_acquire_owned() else {
+                let topic = event.topic();
+                tracing::error!(topic, "an event is dropped: {QUEUE_MAX} others wait for containerd");
+                return;
+            };
+            Some(room)
+        };
+        // The other end lives as long as the shim.
+        let _ = self.queue.send(Item::Event(Box::new(event), room));
     }
 
     /// Waits until every event queued before has been handed over or dropped.
     pub(crate) async fn flush(&self) {
         let (done, waiting) = oneshot::channel();
-        if self.queue.send(Item::Flush(done)).await.is_ok() {
+        if self.queue.send(Item::Flush(done)).is_ok() {
             // An error means that the queue is gone, and with it everything to wait for.
             let _ = waiting.await;
         }
     }
 }
 
-async fn work(mut items: mpsc::Receiver<Item>, mut forwarder: impl Forwarder, namespace: String) {
+async fn work(mut items: mpsc::UnboundedReceiver<Item>, mut forwarder: impl Forwarder, namespace: String) {
     while let Some(item) = items.recv().await {
         match item {
-            Item::Event(event) => deliver(&mut forwarder, &event, &namespace).await,
+            Item::Event(event, _room) => deliver(&mut forwarder, &event, &namespace).await,
             Item::Flush(done) => {
                 // Who no longer waits does not need to know.
                 let _ = done.send(());
@@ -226,9 +238,10 @@ impl Forwarder for NoForwarder {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
+    use crate::events::Exit;
 
     /// Fails as it is told, then takes what comes.
     struct Script {
@@ -271,18 +284,32 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_queue_that_is_full_drops_what_comes_instead_of_growing() {
-        struct Stuck;
+    async fn a_queue_that_is_full_drops_what_comes_instead_of_growing_and_never_an_end() {
+        /// Takes nothing until the gate is open.
+        struct Gated(Arc<Semaphore>, Arc<Mutex<Vec<String>>>);
         #[async_trait]
-        impl Forwarder for Stuck {
-            async fn forward(&mut self, _: &Envelope) -> Result<(), ForwardError> {
-                std::future::pending().await
+        impl Forwarder for Gated {
+            async fn forward(&mut self, envelope: &Envelope) -> Result<(), ForwardError> {
+                let _open = self.0.acquire().await;
+                self.1.lock().unwrap().push(envelope.topic.clone());
+                Ok(())
             }
         }
-        let publisher = Publisher::start_with(Stuck, "default");
+        let (gate, taken) = (Arc::new(Semaphore::new(0)), Arc::default());
+        let publisher = Publisher::start_with(Gated(gate.clone(), Arc::clone(&taken)), "default");
+        let exit = Exit { status: 137, at: 1 };
         for _ in 0..QUEUE_MAX + 10 {
-            publisher.send(Event::paused("c1"));
+            publisher.send(Event::out_of_memory("c1"));
         }
-        assert_eq!(publisher.queue.capacity(), 0);
+        publisher.send(Event::exit("c1", "", 1, exit));
+        publisher.send(Event::paused("c2"));
+        publisher.send(Event::delete("c1", 1, exit));
+        gate.add_permits(1);
+        publisher.flush().await;
+        let taken = taken.lock().unwrap();
+        assert_eq!(taken.len(), QUEUE_MAX + 2);
+        assert_eq!(taken[QUEUE_MAX..], ["/tasks/exit", "/tasks/delete"]);
+        publisher.send(Event::paused("c2"));
+        assert_eq!(publisher.room.available_permits(), QUEUE_MAX - 1, "there is room again");
     }
 }

@@ -9,6 +9,8 @@ use saya_vmm::control::{ControlError, Device, Event, PluggedDevice, Request, Shi
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
+use crate::foreign_text::{MESSAGE_MAX, clean};
+
 /// How long a VMM may take to answer. It answers at once, unless what it has begun with the device in question hangs on
 /// the host.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -55,7 +57,7 @@ impl HotPlug {
     pub(super) fn answered(&self, event: Event) {
         let waiting = self.waiting().pop_front();
         if waiting.is_none_or(|waiting| waiting.send(event).is_err()) {
-            tracing::warn!("the VMM has answered what nobody waits for");
+            tracing::debug!("the VMM has answered what nobody waits for");
         }
     }
 
@@ -100,7 +102,7 @@ impl HotPlug {
             answer
         };
         match tokio::time::timeout(PATIENCE, answer).await {
-            Ok(Ok(Event::Refused { message })) => Err(HotPlugError::Refused(message)),
+            Ok(Ok(Event::Refused { message })) => Err(HotPlugError::Refused(clean(&message, MESSAGE_MAX))),
             Ok(Ok(event)) => Ok(event),
             Ok(Err(_)) => Err(HotPlugError::Stopped),
             Err(_) => Err(HotPlugError::Silent),

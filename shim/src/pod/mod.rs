@@ -36,7 +36,12 @@ use vm::{Plan, StopReport, Vm, VmError};
 use volumes::Volumes;
 
 /// How long a VM whose agent no longer answers may take to end by itself, before it is stopped.
-const LOST_PATIENCE: Duration = Duration::from_secs(5);
+const LOST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How soon containerd is to know that a VM is of no more use, whichever of its agent's connections have ended and in which
+/// order.
+const REPORT_LIMIT: Duration = Duration::from_secs(2);
+const _: () = assert!(LOST_PATIENCE.as_millis() + vm::LAST_WORDS.as_millis() <= REPORT_LIMIT.as_millis());
 
 /// Why a pod could not be started.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,8 @@ use rustix::thread::CapabilitySet;
 use saya_agent_api::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest};
 use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE, READY_LINE_LIMIT, READY_PORT};
 use saya_vmm::control::{
-    self, Boot, ControlError, Event, FileRole, Interface, Request, Share, ShimEnd, StopReason, Writers,
+    self, Boot, CONSOLE_TAIL, ControlError, Event, FileRole, Interface, Request, Share, ShimEnd, StopReason,
+    Writers,
 };
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
@@ -28,6 +29,7 @@ use super::timeline::Recorder;
 use crate::cgroup;
 use crate::config::Config;
 use crate::daemon::rights;
+use crate::foreign_text::clean;
 use crate::network::{PodInterface, PodNetwork};
 use crate::readiness::{register, take_turns};
 use crate::sizing::Size;
@@ -35,8 +37,12 @@ use crate::sizing::Size;
 /// The guest's vsock address. Every VM has a vsock of its own, so all can have the same.
 const GUEST_CID: u32 = 3;
 
-/// How long a VM whose agent is gone may take to say why, before it is stopped.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a VM whose agent is gone may take to say why, before it is stopped. A guest that goes down takes its agent's
+/// connections along no sooner than the VMM has said why: it is the connections of a machine that goes on that wait for this.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The most of a reason that is passed on, in bytes: more than the end of what the VMM has written to its standard error.
+const REASON_MAX: usize = 8192;
 
 /// How long a VMM may take to hand over the console of a guest that is given up.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(5);
@@ -59,6 +65,13 @@ pub(crate) struct StopReport {
     pub(crate) reason: String,
     /// The end of the guest's console. It is what the guest wrote: hostile.
     pub(crate) console: String,
+}
+
+impl StopReport {
+    /// As it may be passed on: what is in it may be the guest's or the VMM's words.
+    fn clean(self) -> Self {
+        Self { reason: clean(&self.reason, REASON_MAX), console: clean(&self.console, CONSOLE_TAIL) }
+    }
 }
 
 impl std::fmt::Display for StopReport {
@@ -336,6 +349,7 @@ impl Supervisor {
                 console: String::new(),
             },
         };
+        let report = report.clean();
         self.hot_plug.stopped();
         tracing::info!(reason = %report.reason, "the virtual machine has stopped");
         self.state.send_replace(VmState::Stopped(Arc::new(report)));
@@ -526,5 +540,15 @@ mod tests {
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
         vmm.join().unwrap();
+    }
+
+    #[test]
+    fn a_report_takes_the_vmms_words_neither_raw_nor_at_any_length() {
+        let words = "\x1b]0;title\x07".repeat(10_000);
+        let report =
+            StopReport { reason: in_words(StopReason::Failed { message: words.clone() }), console: words };
+        let text = report.clean().to_string();
+        assert!(text.len() < REASON_MAX + CONSOLE_TAIL + 200, "{}", text.len());
+        assert!(text.contains("bytes left out") && !text.contains(['\x1b', '\x07']), "{text}");
     }
 }

@@ -16,6 +16,7 @@ use saya_agent_api::service::{Agent, create_agent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 use ttrpc::asynchronous::Server;
@@ -29,6 +30,7 @@ pub(super) struct FakeGuest {
     inner: Arc<Mutex<State>>,
     arrived: Arc<Notify>,
     manners: Arc<Mutex<Manners>>,
+    relays: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
 /// How a guest treats its host.
@@ -47,6 +49,16 @@ pub(super) enum Manners {
     Pid(u32),
     /// Its answers have a string of this many bytes, with line breaks and what moves a terminal's cursor.
     Verbose(usize),
+    /// It refuses to send signals, in as many words.
+    Refusing(usize),
+    /// It says of each process that gets a signal that there is none, and lets it go on.
+    Forgetful,
+    /// It ends the connection at this call.
+    HangsUp(&'static str),
+    /// It says without end that processes were killed for want of memory.
+    OutOfMemory,
+    /// It lists this many processes, with names of its own.
+    Crowded(usize),
 }
 
 #[derive(Default)]
@@ -86,9 +98,10 @@ impl FakeGuest {
                 match wanted.as_slice() {
                     b"CONNECT 1024" => {
                         let mut service = UnixStream::connect(&calls).await.unwrap();
-                        tokio::spawn(async move {
+                        let relay = tokio::spawn(async move {
                             tokio::io::copy_bidirectional(&mut stream, &mut service).await.unwrap()
                         });
+                        guest.relays.lock().unwrap().push(relay.abort_handle());
                     }
                     b"CONNECT 1025" => {
                         let number = stream.read_u64().await.unwrap();
@@ -116,6 +129,12 @@ impl FakeGuest {
         match self.manners() {
             Manners::Silent => std::future::pending().await,
             Manners::Deaf(deaf) if deaf == call => std::future::pending().await,
+            Manners::HangsUp(at) if at == call => {
+                for relay in self.relays.lock().unwrap().drain(..) {
+                    relay.abort();
+                }
+                std::future::pending::<()>().await;
+            }
             _ => {}
         }
     }
@@ -204,6 +223,12 @@ async fn act(
             let copied = tokio::io::copy(&mut stdin.unwrap(), stdout.as_mut().unwrap()).await.unwrap();
             (0, copied)
         }
+        // It has no use for its input, and sends some back until nobody takes it.
+        "talk-back" => {
+            let mut stdin = stdin.unwrap();
+            while stdin.write_all(&[b'x'; 4096]).await.is_ok() {}
+            (0, 0)
+        }
         // It says that there is more output to come, and sends some of it each second until it is silent.
         "flood" => {
             let mut stdout = stdout.unwrap();
@@ -272,8 +297,11 @@ impl Agent for FakeGuest {
 
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
         self.consider("signal").await;
-        if self.manners() == Manners::Immortal {
-            return Ok(Empty::default());
+        match self.manners() {
+            Manners::Immortal => return Ok(Empty::default()),
+            Manners::Forgetful => return refuse(Code::NOT_FOUND, "no such process"),
+            Manners::Refusing(bytes) => return refuse(Code::INTERNAL, &"\n\x1b[2J".repeat(bytes / 5)),
+            _ => {}
         }
         let name = ProcessRequest {
             container_id: request.container_id,
@@ -299,6 +327,10 @@ impl Agent for FakeGuest {
         request: ContainerRequest,
     ) -> ttrpc::Result<ListProcessesResponse> {
         self.consider("list").await;
+        if let Manners::Crowded(number) = self.manners() {
+            let process = GuestProcess { pid: 1, exec_id: "x".into(), ..Default::default() };
+            return Ok(ListProcessesResponse { processes: vec![process; number], ..Default::default() });
+        }
         let state = self.inner.lock().unwrap();
         let processes = state
             .processes
@@ -338,8 +370,12 @@ impl Agent for FakeGuest {
     async fn wait_out_of_memory(
         &self,
         _: &TtrpcContext,
-        _: WaitOutOfMemoryRequest,
+        request: WaitOutOfMemoryRequest,
     ) -> ttrpc::Result<WaitOutOfMemoryResponse> {
+        // Time would never pass in a test whose shim asks without end.
+        if self.manners() == Manners::OutOfMemory && request.seen < 10_000 {
+            return Ok(WaitOutOfMemoryResponse { count: request.seen + 1, ..Default::default() });
+        }
         std::future::pending().await
     }
 

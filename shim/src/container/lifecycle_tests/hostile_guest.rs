@@ -1,6 +1,8 @@
 //! What a guest that lies or says nothing can do to the shim: its own containers end, nothing waits for ever. Time is
 //! simulated: it passes when there is nothing else to do.
 
+use std::os::unix::fs::OpenOptionsExt;
+
 use super::fake_guest::Manners;
 use super::*;
 
@@ -150,4 +152,120 @@ async fn long_words_of_the_guest_break_nothing() {
     fixture.create(Stdio::default()).await.unwrap();
     fixture.tasks.kill("c1", "", 9, false).await.unwrap();
     assert_over(&fixture).await;
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_guest_that_lets_another_killed_process_live_is_ended_whatever_it_answers() {
+    for manners in [Manners::Immortal, Manners::Forgetful, Manners::Refusing(10)] {
+        let fixture = running().await;
+        fixture.tasks.exec("c1", "e1", br#"{"args":["sleep"],"cwd":"/"}"#, Stdio::default()).unwrap();
+        fixture.tasks.start("c1", "e1").await.unwrap();
+        fixture.guest.turn(manners);
+        let begin = tokio::time::Instant::now();
+        let answer = fixture.tasks.kill("c1", "e1", 9, false).await;
+        assert_eq!(answer.is_ok(), manners == Manners::Immortal);
+        let exec = fixture.tasks.container("c1").unwrap().process("e1").unwrap();
+        assert_eq!(exec.wait().await.status, 137);
+        assert!(begin.elapsed() <= 10 * PATIENCE + Duration::from_secs(10), "{:?}", begin.elapsed());
+        assert!(fixture.stop_report().await.contains("process e1 of container c1"));
+        assert_over(&fixture).await;
+    }
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_guest_whose_containers_processes_outlive_the_first_one_is_ended() {
+    let fixture = running().await;
+    fixture.tasks.exec("c1", "e1", br#"{"args":["sleep"],"cwd":"/"}"#, Stdio::default()).unwrap();
+    fixture.tasks.start("c1", "e1").await.unwrap();
+    fixture.guest.end("c1", 0);
+    let begin = tokio::time::Instant::now();
+    let container = fixture.tasks.container("c1").unwrap();
+    assert_eq!(container.init.wait().await.status, 0);
+    assert!(begin.elapsed() <= 10 * PATIENCE + Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert_eq!(container.process("e1").unwrap().wait().await.status, 137);
+    fixture.tasks.delete("c1", "").await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_guest_that_lets_a_container_live_that_was_never_started_is_ended() {
+    let fixture = fixture(json!(["sleep"])).await;
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.guest.turn(Manners::Immortal);
+    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 137);
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_guest_that_hangs_up_within_a_call_is_known_to_be_lost_in_two_seconds() {
+    let fixture = running().await;
+    fixture.guest.turn(Manners::HangsUp("pause"));
+    let begin = tokio::time::Instant::now();
+    let error = fixture.tasks.pause("c1").await.unwrap_err().to_string();
+    assert!(error.contains("the agent in the guest no longer answers"), "{error}");
+    assert_over(&fixture).await;
+    assert!(begin.elapsed() <= Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn a_guest_without_memory_for_ever_is_told_of_once_a_second_and_the_end_of_its_container_too() {
+    let fixture = fixture(json!(["sleep"])).await;
+    fixture.guest.turn(Manners::OutOfMemory);
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let told = |topics: &[String]| topics.iter().filter(|topic| *topic == "/tasks/oom").count();
+    assert_eq!(told(&fixture.topics().await), 1, "the first is told at once");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(told(&fixture.topics().await), 61);
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert_over(&fixture).await;
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn what_a_guest_gives_as_reason_is_short_and_moves_no_cursor() {
+    let fixture = running().await;
+    fixture.guest.turn(Manners::Refusing(3 << 20));
+    let message = fixture.tasks.kill("c1", "", 15, false).await.unwrap_err().to_string();
+    assert!(message.len() < 5000, "{}", message.len());
+    assert!(message.contains("bytes left out") && !message.contains('\x1b'), "{message}");
+    fixture.guest.turn(Manners::Honest);
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert_over(&fixture).await;
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn processes_are_listed_by_names_that_were_given_and_not_without_end() {
+    let fixture = running().await;
+    fixture.guest.turn(Manners::Crowded(1000));
+    let listed = fixture.tasks.processes("c1").await.unwrap();
+    assert_eq!(listed.len(), 1000);
+    assert!(listed.iter().all(|process| process.exec_id.is_empty()));
+    fixture.guest.turn(Manners::Crowded(100_000));
+    let error = fixture.tasks.processes("c1").await.unwrap_err().to_string();
+    assert!(error.contains("100000 processes"), "{error}");
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert_over(&fixture).await;
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn an_exit_status_that_cannot_be_is_that_of_an_unknown_process() {
+    let fixture = running().await;
+    fixture.guest.end("c1", u32::MAX);
+    let container = fixture.tasks.container("c1").unwrap();
+    assert_eq!(container.init.wait().await.status, 255);
+    fixture.tasks.delete("c1", "").await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_process_that_talks_back_on_its_input_loses_it() {
+    let fixture = fixture(json!(["talk-back"])).await;
+    let (stdin, path) = fixture.fifo("stdin");
+    fixture.create(Stdio { stdin, ..Stdio::default() }).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+    // It ends by itself as soon as nobody takes what it says.
+    let container = fixture.tasks.container("c1").unwrap();
+    assert_eq!(container.init.wait().await.status, 0);
+    assert_eq!(fixture.tasks.processes("c1").await.unwrap().len(), 1);
+    fixture.tasks.delete("c1", "").await.unwrap();
+    let nobody = fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path);
+    assert_eq!(nobody.unwrap_err().raw_os_error(), Some(libc::ENXIO), "nobody reads the input any more");
 }

@@ -96,6 +96,11 @@ impl Fixture {
         self.tasks.create(request).await
     }
 
+    /// Why the guest has stopped.
+    async fn stop_report(&self) -> String {
+        self.pod.vm().unwrap().stopped().await.to_string()
+    }
+
     async fn topics(&self) -> Vec<String> {
         self.tasks.publisher().flush().await;
         self.events.0.lock().unwrap().iter().map(|event| event.topic.clone()).collect()

@@ -17,6 +17,9 @@ use crate::events::any;
 /// The most block devices and page sizes that are reported.
 const ENTRIES_MAX: usize = 64;
 
+/// The longest name of a page size, such as `2MB`, in bytes.
+const PAGE_SIZE_MAX: usize = 16;
+
 /// What the files say, as containerd's message of the version that the host's own cgroups have: its clients expect
 /// that one.
 ///
@@ -91,6 +94,10 @@ impl Keyed<'_> {
     fn number(&self, key: &str) -> u64 {
         self.0.get(key).copied().unwrap_or(0)
     }
+
+    fn sum(&self, one: &str, other: &str) -> u64 {
+        self.number(one).saturating_add(self.number(other))
+    }
 }
 
 fn pids(files: Files<'_>) -> PidsStat {
@@ -134,9 +141,8 @@ fn memory(files: Files<'_>) -> MemoryStat {
         slab_unreclaimable: stat.number("slab_unreclaimable"),
         pgfault: stat.number("pgfault"),
         pgmajfault: stat.number("pgmajfault"),
-        workingset_refault: stat.number("workingset_refault_anon") + stat.number("workingset_refault_file"),
-        workingset_activate: stat.number("workingset_activate_anon")
-            + stat.number("workingset_activate_file"),
+        workingset_refault: stat.sum("workingset_refault_anon", "workingset_refault_file"),
+        workingset_activate: stat.sum("workingset_activate_anon", "workingset_activate_file"),
         workingset_nodereclaim: stat.number("workingset_nodereclaim"),
         pgrefill: stat.number("pgrefill"),
         pgscan: stat.number("pgscan"),
@@ -198,7 +204,7 @@ fn hugetlb(files: Files<'_>) -> Vec<HugeTlbStat> {
         .0
         .keys()
         .filter_map(|name| name.strip_prefix("hugetlb.")?.strip_suffix(".current"))
-        .filter(|size| !size.contains('.'))
+        .filter(|size| size.len() <= PAGE_SIZE_MAX && size.bytes().all(|byte| byte.is_ascii_alphanumeric()))
         .collect();
     sizes.sort_unstable();
     sizes
@@ -258,10 +264,22 @@ mod tests {
 
     #[test]
     fn missing_and_nonsensical_files_count_as_nothing() {
-        let metrics =
-            of(&[("cpu.stat", "usage_usec x\ngarbage"), ("io.stat", "a b c\n:\n"), ("pids.current", "-1")]);
+        let metrics = of(&[
+            ("cpu.stat", "usage_usec x\ngarbage"),
+            ("io.stat", "a b c\n:\n"),
+            ("pids.current", "-1"),
+            ("hugetlb.\x1b[2J.current", "1"),
+            ("hugetlb.2MB.rsvd.current", "1"),
+        ]);
         assert_eq!(metrics.cpu.usage_usec, 0);
         assert_eq!(metrics.pids.current, 0);
-        assert!(metrics.io.usage.is_empty());
+        assert!(metrics.io.usage.is_empty() && metrics.hugetlb.is_empty());
+    }
+
+    #[test]
+    fn figures_of_any_size_can_be_added_up() {
+        let most = u64::MAX;
+        let text = format!("workingset_refault_anon {most}\nworkingset_refault_file {most}\n");
+        assert_eq!(of(&[("memory.stat", &text)]).memory.workingset_refault, most);
     }
 }
