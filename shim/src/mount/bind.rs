@@ -34,6 +34,21 @@ pub(crate) struct Binding {
 /// # Errors
 /// What open_tree(2), mount_setattr(2) or move_mount(2) returned.
 pub(crate) fn bind(source: &Path, target: &Path, binding: &Binding) -> io::Result<()> {
+    let tree = unattached(source, binding)?;
+    Ok(move_mount(tree.as_fd(), c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+/// As [`bind`], to a target that is open.
+///
+/// # Errors
+/// As for [`bind`].
+pub(super) fn bind_onto(source: &Path, target: &OwnedFd, binding: &Binding) -> io::Result<()> {
+    let tree = unattached(source, binding)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(tree.as_fd(), c"", target.as_fd(), c"", flags)?)
+}
+
+fn unattached(source: &Path, binding: &Binding) -> io::Result<OwnedFd> {
     let tree = clone_tree(source, binding.recursive)?;
     let propagation =
         if binding.slave { MountPropagationFlags::DOWNSTREAM } else { MountPropagationFlags::PRIVATE };
@@ -48,7 +63,7 @@ pub(crate) fn bind(source: &Path, target: &Path, binding: &Binding) -> io::Resul
     if let Some(mapping) = &binding.mapping {
         map(&tree, mapping)?;
     }
-    Ok(move_mount(tree.as_fd(), c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    Ok(tree)
 }
 
 fn map(tree: &OwnedFd, mapping: &IdMapping) -> io::Result<()> {

@@ -6,10 +6,12 @@ mod overlay;
 mod user_namespace;
 
 use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
@@ -81,20 +83,17 @@ pub(crate) enum MountError {
 /// # Errors
 /// The first mount that failed.
 pub(crate) fn mount_all(requests: &[Request], target: &Path) -> Result<(), MountError> {
-    for request in requests {
-        let relative = Path::new(&request.target);
-        if relative.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
-            return Err(MountError::Target(request.target.clone()));
-        }
-        let relative = relative.strip_prefix("/").unwrap_or(relative);
-        let target = if relative.as_os_str().is_empty() { target.to_owned() } else { target.join(relative) };
-        request.mount(&target)?;
-    }
-    Ok(())
+    requests.iter().try_for_each(|request| request.mount(target))
 }
 
 impl Request {
-    fn mount(&self, target: &Path) -> Result<(), MountError> {
+    fn mount(&self, root: &Path) -> Result<(), MountError> {
+        let relative = Path::new(&self.target);
+        if relative.components().any(|part| matches!(part, Component::ParentDir)) {
+            return Err(MountError::Target(self.target.clone()));
+        }
+        let relative = relative.strip_prefix("/").unwrap_or(relative);
+        let target = if relative.as_os_str().is_empty() { root.to_owned() } else { root.join(relative) };
         let mut options = Options::parse(self.options.iter().map(String::as_str));
         // What the guest makes there is for the guest: the host runs nothing with its rights and opens no device of it.
         options.flags |= MountFlags::NOSUID | MountFlags::NODEV;
@@ -104,30 +103,39 @@ impl Request {
         let refused = |error| MountError::Refused {
             kind: self.kind.clone(),
             origin: self.source.clone(),
-            target: target.to_owned(),
+            target: target.clone(),
             error,
         };
+        let place = open_inside(root, relative).map_err(refused)?;
         if options.flags.contains(MountFlags::BIND) || self.kind == "bind" {
             let recursive = options.flags.contains(MountFlags::REC);
             let read_only = options.flags.contains(MountFlags::RDONLY);
             let binding = Binding { recursive, read_only, ..Binding::default() };
-            return bind(Path::new(&self.source), target, &binding).map_err(refused);
+            return bind::bind_onto(Path::new(&self.source), &place, &binding).map_err(refused);
         }
+        let through = PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd()));
         if options.data.len() < DATA_MAX {
-            return mount(&self.source, target, &self.kind, options.flags, &options.data).map_err(refused);
+            return mount(&self.source, &through, &self.kind, options.flags, &options.data).map_err(refused);
         }
         if self.kind == "overlay"
             && let Some(short) = overlay::shorten(&options.data)
             && short.data.len() < DATA_MAX
         {
-            return overlay::mount_from(&short, target, options.flags).map_err(refused);
+            return overlay::mount_from(&short, &through, options.flags).map_err(refused);
         }
-        Err(MountError::TooLong {
-            kind: self.kind.clone(),
-            target: target.to_owned(),
-            length: options.data.len(),
-        })
+        Err(MountError::TooLong { kind: self.kind.clone(), target, length: options.data.len() })
     }
+}
+
+/// Opens what is at `relative` for whoever has `root` as its root directory: the image's links lead nowhere else.
+fn open_inside(root: &Path, relative: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    if relative.as_os_str().is_empty() {
+        return Ok(root);
+    }
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(&root, relative, flags, Mode::empty(), inside)?)
 }
 
 fn mount(source: &str, target: &Path, kind: &str, flags: MountFlags, data: &str) -> io::Result<()> {
@@ -247,6 +255,38 @@ mod tests {
         for word in ["nosuchfs", "source", "/nonexistent/target"] {
             assert!(message.contains(word), "{message}");
         }
+    }
+
+    #[test]
+    fn links_of_an_image_lead_to_no_directory_of_the_host() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, host) = (directory.path().join("root"), directory.path().join("host"));
+        // The link's directory as whoever has the image as its root finds it.
+        let inside = root.join(host.strip_prefix("/").unwrap());
+        let source = directory.path().join("source");
+        for made in [&root, &host, &inside, &source] {
+            fs::create_dir_all(made).unwrap();
+        }
+        std::os::unix::fs::symlink(&host, root.join("absolute")).unwrap();
+        std::os::unix::fs::symlink("../../../../../../..", root.join("upwards")).unwrap();
+        for bind in [false, true] {
+            for link in ["absolute", "/upwards/absolute"] {
+                let mut wanted = request("tmpfs", link, &[]);
+                if bind {
+                    wanted =
+                        Request { kind: "bind".into(), source: source.to_str().unwrap().into(), ..wanted };
+                }
+                let mounted = mount_all(&[wanted], &root);
+                let below = mounts_below(directory.path()).unwrap();
+                for place in &below {
+                    unmount_all(place).unwrap();
+                }
+                mounted.unwrap();
+                assert_eq!(below, std::slice::from_ref(&inside), "{link}");
+            }
+        }
+        let error = mount_all(&[request("tmpfs", "absolute/nothing", &[])], &root).unwrap_err().to_string();
+        assert!(error.contains("root/absolute/nothing"), "{error}");
     }
 
     #[test]

@@ -198,12 +198,14 @@ impl ContainerPlaces {
 
     /// Takes the container's mounts and directories away. It is fine if they are not there.
     ///
+    /// What is mounted inside the root file system goes with it: by then the guest can have put a link in the place of any
+    /// directory in there, and no path that leads through it is to be trusted.
+    ///
     /// # Errors
     /// What the system returned, with the path.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        for mounted in mount::mounts_below(&self.share)?.iter().rev() {
-            mount::unmount_all(mounted).map_err(at(mounted))?;
-        }
+        let rootfs = self.share.join("rootfs");
+        mount::unmount_all(&rootfs).map_err(at(&rootfs))?;
         match fs::remove_dir_all(&self.tree) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&self.tree)(error)),
             _ => Ok(()),
@@ -228,4 +230,39 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 /// Adds a path to an error of the system's.
 fn at(path: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tmpfs(target: &Path) {
+        rustix::mount::mount("tmpfs", target, "tmpfs", MountFlags::empty(), None).unwrap();
+    }
+
+    #[test]
+    fn a_root_file_system_takes_what_is_mounted_in_it_along_and_nothing_that_its_links_lead_to() {
+        let root = tempfile::tempdir().unwrap();
+        let host = root.path().join("host");
+        fs::create_dir_all(host.join("mounted")).unwrap();
+        tmpfs(&host.join("mounted"));
+        let pod = PodDirectory::below(root.path(), "default", "p");
+        pod.create().unwrap();
+        let places = pod.container("c1");
+        let rootfs = places.create().unwrap();
+        // Twice: what is below the upper one is to go, too.
+        for _ in 0..2 {
+            tmpfs(&rootfs);
+            fs::create_dir_all(rootfs.join("a/mounted")).unwrap();
+            tmpfs(&rootfs.join("a/mounted"));
+            fs::rename(rootfs.join("a"), rootfs.join("b")).unwrap();
+            std::os::unix::fs::symlink(&host, rootfs.join("a")).unwrap();
+        }
+        let removed = places.remove();
+        let left = mount::mounts_below(root.path()).unwrap();
+        pod.remove().unwrap();
+        mount::unmount_all(&host.join("mounted")).unwrap();
+        removed.unwrap();
+        assert_eq!(left, [host.join("mounted"), pod.share()]);
+    }
 }
