@@ -18,3 +18,9 @@ pub mod memory;
 pub mod outcome;
 pub mod process;
 pub mod vm;
+
+/// How many steps a test that is fed at random takes: fewer under Miri, which needs a thousand times as long for each.
+#[cfg(test)]
+const fn steps(usual: usize) -> usize {
+    if cfg!(miri) { usual / 16 } else { usual }
+}

@@ -3,6 +3,7 @@
 mod artifacts;
 mod fuzz;
 mod lab;
+mod miri;
 mod reproduce;
 mod setup;
 mod shows;
@@ -36,6 +37,8 @@ enum Subcommands {
     Bench(shows::BenchOptions),
     /// Feed parts of Saya with inputs that a fuzzer makes up.
     Fuzz(fuzz::Options),
+    /// Run tests under Miri, which finds undefined behaviour.
+    Miri(miri::Options),
     /// Build what is committed twice, in two places, and compare the results.
     Reproduce(reproduce::Options),
     /// Install what this machine lacks for building and testing.
@@ -66,6 +69,7 @@ fn run(command: &Subcommands) -> Result<ExitCode> {
         Subcommands::Demo(options) => shows::demo(options),
         Subcommands::Bench(options) => shows::bench(options),
         Subcommands::Fuzz(options) => fuzz::run(options),
+        Subcommands::Miri(options) => miri::run(options),
         Subcommands::Reproduce(options) => reproduce::run(options),
         Subcommands::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Subcommands::Build(options) => artifacts::build(options).map(|()| ExitCode::SUCCESS),

@@ -118,7 +118,7 @@ fn vmm_tests_in_lab() -> Result<Verdict> {
 }
 
 /// Runs a command that prints results as `cargo test` does, and sums them.
-fn count_tests(command: &mut Command) -> Result<Verdict> {
+pub(crate) fn count_tests(command: &mut Command) -> Result<Verdict> {
     let mut child = command.stdout(Stdio::piped()).spawn().context("starting the tests")?;
     let output = show(child.stdout.take().context("the tests have no output")?, "")?;
     let status = child.wait()?;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use linux_loader::elf::{Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr};
+use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::layout::HIGH_MEMORY;
@@ -92,12 +92,6 @@ unsafe impl ByteValued for FileHeader {}
 struct ProgramHeader(Elf64_Phdr);
 // SAFETY: a C struct of integers without padding: every bit pattern is valid.
 unsafe impl ByteValued for ProgramHeader {}
-
-#[derive(Clone, Copy, Default)]
-#[repr(transparent)]
-struct NoteHeader(Elf64_Nhdr);
-// SAFETY: a C struct of integers without padding: every bit pattern is valid.
-unsafe impl ByteValued for NoteHeader {}
 
 impl KernelImage {
     /// Reads the headers of a kernel file.
@@ -233,11 +227,18 @@ struct Note<'a> {
 
 /// Splits the first note off; `None` at the end and where lengths exceed what there is.
 fn split_note(bytes: &[u8], alignment: usize) -> Option<(Note<'_>, &[u8])> {
-    let (header, rest) = bytes.split_at_checked(size_of::<Elf64_Nhdr>())?;
-    let header = NoteHeader::from_slice(header)?.0;
-    let (name, rest) = split_padded(rest, header.n_namesz, alignment)?;
-    let (value, rest) = split_padded(rest, header.n_descsz, alignment)?;
-    Some((Note { kind: header.n_type, name, value }, rest))
+    // `Elf64_Nhdr`: three words, which need not be aligned in memory.
+    let (name_length, rest) = split_word(bytes)?;
+    let (value_length, rest) = split_word(rest)?;
+    let (kind, rest) = split_word(rest)?;
+    let (name, rest) = split_padded(rest, name_length, alignment)?;
+    let (value, rest) = split_padded(rest, value_length, alignment)?;
+    Some((Note { kind, name, value }, rest))
+}
+
+fn split_word(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let (word, rest) = bytes.split_first_chunk()?;
+    Some((u32::from_le_bytes(*word), rest))
 }
 
 fn split_padded(bytes: &[u8], length: u32, alignment: usize) -> Option<(&[u8], &[u8])> {
@@ -266,7 +267,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::memory::allocate;
+    use crate::memory::plain;
 
     /// A kernel file: code at 1 MiB, followed by zeroed memory, and a PVH note that points at the code.
     pub(crate) fn kernel_bytes(code: &[u8], note_kind: u32) -> Vec<u8> {
@@ -326,7 +327,7 @@ pub(crate) mod tests {
         assert_eq!(image.entry(), 0x10_0000);
         assert_eq!(image.end(), 0x10_0000 + 5 + 8192);
 
-        let memory = allocate(32).unwrap();
+        let memory = plain(32);
         image.load(&memory).unwrap();
         let mut code = [0; 6];
         memory.read_slice(&mut code, GuestAddress(0x10_0000)).unwrap();
@@ -338,6 +339,23 @@ pub(crate) mod tests {
         let error = KernelImage::open(file_of(&kernel_bytes(b"\xf4", 17))).unwrap_err();
         assert!(matches!(error, KernelError::NoPvhNote));
         assert!(error.to_string().contains("CONFIG_PVH"), "{error}");
+    }
+
+    #[test]
+    fn a_note_is_read_wherever_it_lies_in_memory() {
+        for shift in 0..4 {
+            let mut bytes = vec![0; shift];
+            for word in [4, 4, XEN_ELFNOTE_PHYS32_ENTRY] {
+                bytes.extend(u32::to_le_bytes(word));
+            }
+            bytes.extend(b"Xen\0\x01\x02\x03\x04rest");
+            let (note, rest) = split_note(&bytes[shift..], 4).unwrap();
+            assert_eq!(
+                (note.kind, note.name, note.value),
+                (XEN_ELFNOTE_PHYS32_ENTRY, XEN_NOTE_NAME, &[1, 2, 3, 4][..])
+            );
+            assert_eq!(rest, b"rest");
+        }
     }
 
     #[test]
@@ -360,7 +378,7 @@ pub(crate) mod tests {
         let memsz = size_of::<Elf64_Ehdr>() + 40;
         bytes[memsz..memsz + 8].copy_from_slice(&(64u64 << 20).to_le_bytes());
         let image = KernelImage::open(file_of(&bytes)).unwrap();
-        let error = image.load(&allocate(32).unwrap()).unwrap_err();
+        let error = image.load(&plain(32)).unwrap_err();
         assert!(matches!(error, KernelError::DoesNotFit { start: 0x10_0000, end: 0x410_0000 }), "{error}");
     }
 
@@ -368,7 +386,7 @@ pub(crate) mod tests {
     fn a_truncated_kernel_is_refused() {
         let bytes = kernel_bytes(&[0xf4; 4096], XEN_ELFNOTE_PHYS32_ENTRY);
         let image = KernelImage::open(file_of(&bytes[..bytes.len() - 1])).unwrap();
-        assert!(matches!(image.load(&allocate(32).unwrap()), Err(KernelError::Read(_))));
+        assert!(matches!(image.load(&plain(32)), Err(KernelError::Read(_))));
     }
 
     proptest! {
@@ -381,7 +399,7 @@ pub(crate) mod tests {
                 bytes[index] = value;
             }
             if let Ok(image) = KernelImage::open(file_of(&bytes)) {
-                let _ = image.load(&allocate(32).unwrap());
+                let _ = image.load(&plain(32));
             }
         }
     }

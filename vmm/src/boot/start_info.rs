@@ -62,11 +62,11 @@ fn memory_map(memory: &GuestMemory) -> Vec<hvm_memmap_table_entry> {
 mod tests {
     use super::*;
     use crate::layout::GAP_END;
-    use crate::memory::allocate;
+    use crate::memory::plain;
 
     #[test]
     fn the_kernel_finds_module_and_memory_map() {
-        let memory = allocate(3 * 1024 + 32).unwrap();
+        let memory = plain(3 * 1024 + 32);
         write(&memory, Some(Module { address: 0x200_0000, length: 77 })).unwrap();
 
         let info: hvm_start_info = memory.read_obj(GuestAddress(START_INFO)).unwrap();

@@ -161,6 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "a hundred thousand bytes, one by one")]
     fn the_ring_keeps_the_last_bytes_and_no_more() {
         let mut console = Console::default();
         for _ in 0..3 {

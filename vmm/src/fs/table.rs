@@ -140,7 +140,7 @@ mod tests {
         #[test]
         fn a_table_behaves_like_a_map_whose_keys_are_never_reused(
             limit in 0..12_usize,
-            steps in proptest::collection::vec(step(), 0..200),
+            steps in proptest::collection::vec(step(), 0..crate::steps(200)),
         ) {
             let mut table = Table::new(limit);
             let mut model: HashMap<u64, u16> = HashMap::new();

@@ -95,6 +95,14 @@ fn map(length: usize) -> io::Result<MmapRegion<()>> {
     builder.build().map_err(io::Error::other)
 }
 
+/// Plain memory with the layout of `mib` MiB, for the tests of what reads and writes it: Miri has no other.
+#[cfg(test)]
+pub(crate) fn plain(mib: u64) -> GuestMemory {
+    let parts = sizing::parts(mib << 20);
+    let ranges: Vec<_> = parts.iter().map(|part| (GuestAddress(part.address), part.length)).collect();
+    GuestMemory::from_ranges(&ranges).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};

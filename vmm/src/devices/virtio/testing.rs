@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use super::queue::{QueueError, Service, serve_queue};
 use super::test_driver::{DriverQueue, InterruptLine};
 use super::{DeviceQueue, Interrupt};
-use crate::memory::{GuestMemory, allocate};
+use crate::memory::{GuestMemory, plain};
 
 pub(crate) use super::test_driver::{INDIRECT, NEXT, WRITE};
 
@@ -25,7 +25,7 @@ pub(crate) struct TestQueue {
 
 impl TestQueue {
     pub(crate) fn new(size: u16) -> Self {
-        let memory = allocate(32).unwrap();
+        let memory = plain(32);
         let driver = DriverQueue::new(&memory, RINGS, size);
         let (interrupt, line) = InterruptLine::new();
         Self { memory, queue: driver.device_queue(), driver, interrupt, line }

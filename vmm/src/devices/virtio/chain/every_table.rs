@@ -72,6 +72,7 @@ fn places(memory: &GuestMemory, buffers: &[(u64, u32)]) -> Vec<(usize, usize)> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a quarter of a million tables")]
 fn of_all_tables_of_three_descriptors_those_are_chains_that_keep_the_rules_and_of_no_other_memory() {
     let memory = test_driver::memory();
     let mut driver = DriverQueue::new(&memory, 0, QUEUE);

@@ -6,7 +6,7 @@ use virtio_queue::QueueT;
 use super::registers::*;
 use super::*;
 use crate::devices::virtio::ActivationError;
-use crate::memory::allocate;
+use crate::memory::plain;
 
 /// What the transport has done with the device.
 #[derive(Debug, Default)]
@@ -85,8 +85,7 @@ impl Driver {
         let record = Arc::new(Mutex::new(Record::default()));
         let probe = Probe { record: record.clone(), needs_queue: true };
         Self {
-            transport: MmioTransport::new(Box::new(probe), allocate(32).unwrap(), RegisterFile::default())
-                .unwrap(),
+            transport: MmioTransport::new(Box::new(probe), plain(32), RegisterFile::default()).unwrap(),
             record,
         }
     }
@@ -298,7 +297,7 @@ fn access() -> impl Strategy<Value = Access> {
 proptest! {
     #[test]
     fn every_register_in_every_state_answers_and_the_device_lives_between_driver_ok_and_reset(
-        accesses in prop::collection::vec(access(), 0..200), negotiated in any::<bool>(),
+        accesses in prop::collection::vec(access(), 0..crate::steps(200)), negotiated in any::<bool>(),
     ) {
         let mut driver = Driver::new();
         if negotiated {

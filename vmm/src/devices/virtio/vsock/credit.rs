@@ -160,7 +160,7 @@ mod tests {
         fn an_honest_guest_never_overruns_and_is_never_overrun(
             start in any::<u32>(),
             guest_buffer in 0..200_000_u32,
-            steps in proptest::collection::vec(step(), 0..400),
+            steps in proptest::collection::vec(step(), 0..crate::steps(400)),
         ) {
             let mut credit = Credit::new(LARGE_BUFFER);
             for counter in [&mut credit.received, &mut credit.forwarded, &mut credit.advertised,

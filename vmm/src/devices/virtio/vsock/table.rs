@@ -87,7 +87,7 @@ mod tests {
         #[test]
         fn no_two_live_connections_share_their_ports(
             start in prop_oneof![Just(FIRST_HOST_PORT), END_OF_HOST_PORTS - 5..END_OF_HOST_PORTS],
-            steps in proptest::collection::vec((0..3_u32, any::<bool>(), any::<prop::sample::Index>()), 1..200),
+            steps in proptest::collection::vec((0..3_u32, any::<bool>(), any::<prop::sample::Index>()), 1..crate::steps(200)),
         ) {
             let mut table = PortTable::new();
             table.host_ports.next = start;
