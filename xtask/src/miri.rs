@@ -1,14 +1,13 @@
 //! `cargo xtask miri`: runs tests under Miri, an interpreter that finds undefined behaviour: memory that is not initialised,
 //! aligned or there, references that exclude each other, data races, integers that overflow.
 
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::test;
-use crate::verdict::Verdict;
 
 /// Miri comes with this toolchain alone.
 const TOOLCHAIN: &str = "nightly";
@@ -52,7 +51,7 @@ const CASES: &str = "2";
 /// Which tests, and for how long.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only modules whose path contains this.
+    /// Only tests whose path contains this.
     #[arg(default_value = "")]
     filter: String,
     /// How many minutes of processor time the tests may take.
@@ -62,24 +61,39 @@ pub(crate) struct Options {
 
 /// Runs the tests and prints the verdict. The first finding ends them.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let modules: Vec<_> = MODULES.iter().filter(|module| module.contains(&options.filter)).collect();
-    ensure!(!modules.is_empty(), "none of {} contains {:?}", MODULES.join(" "), options.filter);
     install()?;
-    println!("── {} modules, for {} min of processor time at most", modules.len(), options.minutes);
+    let tests = tests(&options.filter)?;
+    ensure!(!tests.is_empty(), "no test in {} has {:?} in its path", MODULES.join(" "), options.filter);
+    println!("── {} tests, for {} min of processor time at most", tests.len(), options.minutes);
     // Inherited, and counted for each process: an interpreter that exceeds it is ended by the kernel.
     let limit = options.minutes.saturating_mul(60);
-    setrlimit(Resource::Cpu, Rlimit { current: Some(limit), maximum: Some(limit) })?;
-    let verdict = test::count_tests(
-        miri()
-            .args(["test", "--package", PACKAGE, "--lib", "--", "--test-threads", "1"])
-            .args(modules)
-            // Tests use clocks, temporary files and random numbers of the host.
-            .env("MIRIFLAGS", "-Zmiri-disable-isolation")
-            .env("PROPTEST_CASES", CASES)
-            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1"),
-    )?;
+    setrlimit(Resource::Cpu, Rlimit { current: Some(limit), ..getrlimit(Resource::Cpu) })?;
+    let verdict = test::count_tests(miri_test().args(["--test-threads", "1", "--exact"]).args(tests))?;
     println!("{verdict}");
     Ok(if verdict.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The paths of the modules' tests that contain `filter`. Miri would need a minute to find them by the names of the modules.
+fn tests(filter: &str) -> Result<Vec<String>> {
+    let mut command = miri_test();
+    let output = command.args(["--list", "--format", "terse"]).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "the tests do not build for Miri ({})", output.status);
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let tests = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    let wanted = |test: &&str| MODULES.iter().any(|module| test.starts_with(module)) && test.contains(filter);
+    Ok(tests.filter(wanted).map(str::to_owned).collect())
+}
+
+/// The package's test program under Miri, with what follows as its arguments.
+fn miri_test() -> Command {
+    let mut command = miri();
+    command
+        .args(["test", "--package", PACKAGE, "--lib", "--"])
+        // Tests use clocks, temporary files and random numbers of the host.
+        .env("MIRIFLAGS", "-Zmiri-disable-isolation")
+        .env("PROPTEST_CASES", CASES)
+        .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
+    command
 }
 
 /// Miri, in the checkout.
