@@ -135,7 +135,7 @@ mod tests {
         #[test]
         fn files_are_bounded_and_the_last_one_is_there(
             limit in 1..5_usize,
-            steps in prop::collection::vec((0..8_u64, any::<bool>()), 0..crate::steps(100)),
+            steps in prop::collection::vec((0..8_u64, any::<bool>()), 0..100),
         ) {
             let mut files = ImplicitFiles::new(limit);
             for (node, insert) in steps {

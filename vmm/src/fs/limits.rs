@@ -87,7 +87,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "Miri knows no limits of a process")]
     fn the_processs_limit_is_raised_as_far_as_is_needed_and_allowed() {
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
         let budget = DescriptorBudget::of_this_process(2);
