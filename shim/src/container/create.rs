@@ -76,7 +76,7 @@ impl Tasks {
         let mut reservation = self.reserve(&request.id)?;
         self.pod().vm().map_err(TaskError::invalid_argument)?;
         let mut spec = Document::read(&request.bundle)?;
-        let sandbox = if spec.makes_pod() { None } else { self.pod().sandbox() };
+        let sandbox = if spec.makes_pod() { None } else { self.pod_namespaces() };
         let files = self.pod().files();
         if let Some(files) = files {
             files.bind(&mut spec)?;

@@ -18,6 +18,7 @@ use crate::pod::Pod;
 use crate::pod::agent::Agent;
 use crate::pod::directory::ContainerPlaces;
 use crate::spec::hooks::HostHooks;
+use crate::spec::namespaces::{PidNamespace, PodNamespaces};
 
 /// A pod's containers. Clones share them.
 #[derive(Clone)]
@@ -195,6 +196,19 @@ impl Tasks {
         self.containers().iter().map(|container| container.id.clone()).collect()
     }
 
+    /// What a container to be may join, once the pod's sandbox is there.
+    pub(crate) fn pod_namespaces(&self) -> Option<PodNamespaces> {
+        let sandbox = self.pod().sandbox()?;
+        let containers = lock(&self.inner.containers);
+        let own_pid = |slot: &Slot| match slot {
+            Slot::Filled(container) if container.traits.own_pid_namespace && container.id != self.pod().id() => {
+                Some(container.pid_namespace())
+            }
+            Slot::Filled(_) | Slot::Reserved => None,
+        };
+        Some(PodNamespaces { sandbox, of_containers: containers.values().filter_map(own_pid).collect() })
+    }
+
     /// Waits until the container with this id is no longer being created.
     pub(crate) async fn settle(&self, id: &str) {
         loop {
@@ -256,6 +270,11 @@ impl Container {
             limits: Mutex::new(traits.limits),
             watchers: Mutex::default(),
         })
+    }
+
+    fn pid_namespace(&self) -> PidNamespace {
+        let ended = matches!(self.init.phase(), Phase::Stopped(_));
+        PidNamespace { container: self.id.clone(), guest_pid: Some(self.init.guest_pid()).filter(|_| !ended) }
     }
 
     /// The first process for an empty id, else the additional one with this id.

@@ -15,6 +15,24 @@ pub(crate) struct PodSandbox {
     pub(crate) guest_pid: u32,
 }
 
+/// A container of a pod that has a pid namespace of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PidNamespace {
+    /// The container's id.
+    pub(crate) container: String,
+    /// Its first process's pid in the guest, unless that has ended.
+    pub(crate) guest_pid: Option<u32>,
+}
+
+/// What a container of a pod may join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodNamespaces {
+    /// The pod's own.
+    pub(crate) sandbox: PodSandbox,
+    /// The pid namespaces of its other containers, as far as they do not share the pod's.
+    pub(crate) of_containers: Vec<PidNamespace>,
+}
+
 /// A namespace that the guest cannot give.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum NamespaceError {
@@ -34,6 +52,21 @@ pub(crate) enum NamespaceError {
         /// The path.
         path: PathBuf,
     },
+    /// The pid namespace of one of several containers.
+    #[error(
+        "linux.namespaces: pid at {path:?} is that of a container of the pod, but which of {containers:?} is not said: \
+         containerd knows all containers of a virtual machine by one pid. A container can join the processes of another \
+         (kubectl debug --target) in a pod of one container, or with shareProcessNamespace; use kubectl exec otherwise"
+    )]
+    Ambiguous {
+        /// The path.
+        path: PathBuf,
+        /// The containers.
+        containers: Vec<String>,
+    },
+    /// The pid namespace of a container that runs no more.
+    #[error("linux.namespaces: container {0}, whose pid namespace is to be joined, has ended")]
+    Ended(String),
     /// No kind of namespace.
     #[error("linux.namespaces: type {0:?} is not known")]
     Unknown(String),
@@ -59,13 +92,14 @@ pub(crate) fn network_path(spec: &Document) -> Option<PathBuf> {
 /// that is not the sandbox's.
 ///
 /// The guest as a whole is the pod's network namespace, so the entry goes. Paths of the sandbox's namespaces become
-/// those of its process in the guest.
+/// those of its process in the guest, but for that of the pid namespace where another container has its own: nobody else is in
+/// the sandbox's then, and that container is meant (CRI's `NamespaceMode` `TARGET`), which containerd knows by the same pid.
 ///
 /// # Errors
 /// A namespace that the guest cannot give.
 pub(crate) fn translate(
     spec: &mut Map<String, Value>,
-    sandbox: Option<PodSandbox>,
+    pod: Option<&PodNamespaces>,
 ) -> Result<Option<PathBuf>, NamespaceError> {
     let linux = spec.entry("linux").or_insert_with(|| json!({}));
     let linux = linux.as_object_mut().ok_or(NamespaceError::Malformed)?;
@@ -82,10 +116,10 @@ pub(crate) fn translate(
         seen.push(kind.to_owned());
         match (kind, path) {
             ("network", path) => {
-                network = path.filter(|path| !is_of(sandbox, kind, path)).map(Path::to_owned);
+                network = path.filter(|path| !is_of(pod, kind, path)).map(Path::to_owned);
             }
             (_, None) => kept.push(entry),
-            (kind, Some(path)) => kept.push(joined(kind, path, sandbox)?),
+            (kind, Some(path)) => kept.push(joined(kind, path, pod)?),
         }
     }
     for kind in NEEDED {
@@ -111,20 +145,31 @@ fn read(entry: &Value) -> Result<(&str, Option<&Path>), NamespaceError> {
     Ok((kind, path))
 }
 
-fn joined(kind: &str, path: &Path, sandbox: Option<PodSandbox>) -> Result<Value, NamespaceError> {
-    match sandbox.filter(|_| is_of(sandbox, kind, path)) {
-        Some(sandbox) => Ok(json!({
-            "type": kind,
-            "path": format!("/proc/{}/ns/{}", sandbox.guest_pid, proc_name(kind)),
-        })),
-        None => Err(NamespaceError::Foreign { kind: kind.to_owned(), path: path.to_owned() }),
+fn joined(kind: &str, path: &Path, pod: Option<&PodNamespaces>) -> Result<Value, NamespaceError> {
+    let Some(pod) = pod.filter(|_| is_of(pod, kind, path)) else {
+        return Err(NamespaceError::Foreign { kind: kind.to_owned(), path: path.to_owned() });
+    };
+    let guest_pid = if kind == "pid" { pid_namespace(path, pod)? } else { pod.sandbox.guest_pid };
+    Ok(json!({"type": kind, "path": format!("/proc/{guest_pid}/ns/{}", proc_name(kind))}))
+}
+
+/// The pid in the guest of the process whose pid namespace is meant by the pod's `path`.
+fn pid_namespace(path: &Path, pod: &PodNamespaces) -> Result<u32, NamespaceError> {
+    match pod.of_containers.as_slice() {
+        [] => Ok(pod.sandbox.guest_pid),
+        [target] => target.guest_pid.ok_or_else(|| NamespaceError::Ended(target.container.clone())),
+        several => {
+            let mut containers: Vec<_> = several.iter().map(|one| one.container.clone()).collect();
+            containers.sort();
+            Err(NamespaceError::Ambiguous { path: path.to_owned(), containers })
+        }
     }
 }
 
 /// Whether `path` is that of the sandbox's namespace of this kind.
-fn is_of(sandbox: Option<PodSandbox>, kind: &str, path: &Path) -> bool {
-    sandbox.is_some_and(|sandbox| {
-        path == Path::new(&format!("/proc/{}/ns/{}", sandbox.host_pid, proc_name(kind)))
+fn is_of(pod: Option<&PodNamespaces>, kind: &str, path: &Path) -> bool {
+    pod.is_some_and(|pod| {
+        path == Path::new(&format!("/proc/{}/ns/{}", pod.sandbox.host_pid, proc_name(kind)))
     })
 }
 
@@ -176,23 +221,58 @@ mod tests {
         }
     }
 
+    fn pod(of_containers: &[(&str, Option<u32>)]) -> PodNamespaces {
+        let own = |(container, guest_pid): &(&str, _)| PidNamespace {
+            container: (*container).to_owned(),
+            guest_pid: *guest_pid,
+        };
+        PodNamespaces {
+            sandbox: PodSandbox { host_pid: 77, guest_pid: 5 },
+            of_containers: of_containers.iter().map(own).collect(),
+        }
+    }
+
     #[test]
     fn the_sandboxs_namespaces_become_those_of_its_process_in_the_guest() {
-        let sandbox = Some(PodSandbox { host_pid: 77, guest_pid: 5 });
         let mut spec = spec(json!([{"type": "pid", "path": "/proc/77/ns/pid"},
             {"type": "ipc", "path": "/proc/77/ns/ipc"}, {"type": "network", "path": "/proc/77/ns/net"}]));
-        assert_eq!(translate(&mut spec, sandbox), Ok(None), "the network is the pod's already");
+        assert_eq!(translate(&mut spec, Some(&pod(&[]))), Ok(None), "the network is the pod's already");
         assert_eq!(
             spec["linux"]["namespaces"],
             json!([{"type": "pid", "path": "/proc/5/ns/pid"}, {"type": "ipc", "path": "/proc/5/ns/ipc"}])
         );
     }
 
+    fn targeted(of_containers: &[(&str, Option<u32>)]) -> Result<Value, NamespaceError> {
+        let mut spec = spec(json!([{"type": "pid", "path": "/proc/77/ns/pid"},
+            {"type": "ipc", "path": "/proc/77/ns/ipc"}, {"type": "network"}]));
+        translate(&mut spec, Some(&pod(of_containers)))?;
+        Ok(spec["linux"]["namespaces"].clone())
+    }
+
+    #[test]
+    fn the_one_container_with_a_pid_namespace_of_its_own_is_the_one_whose_processes_are_joined() {
+        assert_eq!(
+            targeted(&[("web", Some(9))]),
+            Ok(json!([{"type": "pid", "path": "/proc/9/ns/pid"}, {"type": "ipc", "path": "/proc/5/ns/ipc"}]))
+        );
+        assert_eq!(targeted(&[("web", None)]), Err(NamespaceError::Ended("web".into())));
+    }
+
+    #[test]
+    fn of_several_containers_none_is_guessed_and_the_refusal_says_what_to_do() {
+        for log in [Some(11), None] {
+            let message = targeted(&[("web", Some(9)), ("log", log)]).unwrap_err().to_string();
+            for word in ["[\"log\", \"web\"]", "/proc/77/ns/pid", "shareProcessNamespace", "kubectl exec"] {
+                assert!(message.contains(word), "{word}: {message}");
+            }
+        }
+    }
+
     #[test]
     fn a_namespace_of_the_host_is_refused_with_its_path() {
         let listed = json!([{"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "ipc"}, {"type": "network"}]);
-        let sandbox = Some(PodSandbox { host_pid: 77, guest_pid: 5 });
-        let message = translate(&mut spec(listed), sandbox).unwrap_err().to_string();
+        let message = translate(&mut spec(listed), Some(&pod(&[]))).unwrap_err().to_string();
         assert!(message.contains("/proc/1/ns/pid"), "{message}");
     }
 

@@ -10,7 +10,7 @@ use super::annotations::{self, UnknownAnnotation};
 use super::devices::{self, DeviceError, HostBlockDevice};
 use super::hooks::{self, HookError, HostHooks};
 use super::mounts::{self, MountError, SourceKind, Volume};
-use super::namespaces::{self, NamespaceError, PodSandbox};
+use super::namespaces::{self, NamespaceError, PodNamespaces};
 use super::{Document, DocumentError, host_cpus, pause, security_modules};
 use crate::cgroup::{CgroupPath, PathError};
 
@@ -20,8 +20,8 @@ pub(crate) struct Context<'a> {
     pub(crate) container: &'a str,
     /// The bundle's directory, to which relative paths refer.
     pub(crate) bundle: &'a Path,
-    /// The pod's sandbox, where the container is one of several.
-    pub(crate) sandbox: Option<PodSandbox>,
+    /// What the container may join, where it is one of several.
+    pub(crate) sandbox: Option<PodNamespaces>,
     /// Says what a path of the host is.
     pub(crate) inspect: &'a dyn Fn(&Path) -> io::Result<SourceKind>,
 }
@@ -102,7 +102,7 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     if let Some(resources) = resources.filter(|_| spec.is_of_cri()) {
         host_cpus::take_from_resources(resources);
     }
-    let network_namespace = namespaces::translate(&mut guest, context.sandbox)?;
+    let network_namespace = namespaces::translate(&mut guest, context.sandbox.as_ref())?;
     let volumes = mounts::translate(&mut guest, context.bundle, context.inspect)?;
     let block_devices = devices::host_block_devices(&guest)?;
     devices::remove_host_rules(&mut guest, &block_devices);

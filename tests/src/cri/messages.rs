@@ -10,6 +10,8 @@ use prost::Message;
 pub const CONTAINER: i32 = 1;
 /// The host's namespace.
 pub const NODE: i32 = 2;
+/// The pid namespace of another container.
+pub const TARGET: i32 = 3;
 /// Mounts that the host makes later appear.
 pub const HOST_TO_CONTAINER: i32 = 1;
 /// Mounts that either side makes appear on the other.
@@ -153,8 +155,8 @@ pub struct LinuxSandboxSecurityContext {
     pub privileged: bool,
 }
 
-/// 0 for the pod's, [`CONTAINER`] or [`NODE`] for each.
-#[derive(Clone, Copy, PartialEq, Message)]
+/// 0 for the pod's, [`CONTAINER`] or [`NODE`] for each, or [`TARGET`] for the pid namespace.
+#[derive(Clone, PartialEq, Message)]
 pub struct NamespaceOption {
     #[prost(int32, tag = "1")]
     pub network: i32,
@@ -162,6 +164,9 @@ pub struct NamespaceOption {
     pub pid: i32,
     #[prost(int32, tag = "3")]
     pub ipc: i32,
+    /// The container meant by [`TARGET`].
+    #[prost(string, tag = "4")]
+    pub target_id: String,
 }
 
 /// Limits.

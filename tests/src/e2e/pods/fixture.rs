@@ -125,14 +125,11 @@ pub(super) struct Pod<'a> {
 impl Pod<'_> {
     /// A container's configuration.
     pub(super) fn container(&self, name: &str, command: &[&str]) -> ContainerConfig {
-        let namespaces =
-            self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()?.namespace_options);
+        let of_pod = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let namespaces = of_pod.and_then(|context| context.namespace_options.clone());
         // A kubelet asks for a pid namespace of the container's own unless the pod shares one.
-        let namespaces = namespaces.unwrap_or(NamespaceOption {
-            pid: crate::cri::messages::CONTAINER,
-            network: 0,
-            ipc: 0,
-        });
+        let own = NamespaceOption { pid: crate::cri::messages::CONTAINER, ..NamespaceOption::default() };
+        let namespaces = namespaces.unwrap_or(own);
         ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
             image: Some(ImageSpec { image: BUSYBOX.to_owned() }),

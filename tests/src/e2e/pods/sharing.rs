@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 
-use super::fixture::Node;
+use super::fixture::{GRACE, Node, Pod};
 use super::sandbox_api;
 use crate::cri::messages::{
-    CONTAINER, DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NODE,
-    NamespaceOption,
+    CONTAINER, CONTAINER_EXITED, ContainerConfig, DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, NODE, NamespaceOption, TARGET,
 };
 use crate::e2e::context::{Context, NotApplicable, eventually};
 
@@ -89,9 +89,54 @@ pub(super) fn processes(context: &Context) -> anyhow::Result<()> {
     let listed = pod.sh(&observer, "ps")?;
     ensure!(listed.contains("sleep 987654"), "{listed}");
     // A container's end takes its own processes along, and nobody else's.
-    node.cri.stop(&quiet, super::fixture::GRACE)?;
+    node.cri.stop(&quiet, GRACE)?;
     let listed = pod.sh(&observer, "ps")?;
     ensure!(!listed.contains("sleep 987654"), "{listed}");
+    pod.remove()
+}
+
+/// What `kubectl debug --target` asks for.
+fn debugger(pod: &Pod<'_>, name: &str, target: &str) -> ContainerConfig {
+    let idle = "echo ready; trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done";
+    let mut config = pod.container(name, &["sh", "-c", idle]);
+    let options = NamespaceOption { pid: TARGET, target_id: target.to_owned(), ..NamespaceOption::default() };
+    if let Some(context) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
+        context.namespace_options = Some(options);
+    }
+    config
+}
+
+pub(super) fn targeted(context: &Context) -> anyhow::Result<()> {
+    let node = Node::new(context)?;
+    let pod = node.run("targeted")?;
+    let application = pod.start("application", &["sleep", "987654"])?;
+    let observer = pod.start_with(&debugger(&pod, "observer", &application))?;
+    let first = pod.sh(&observer, "tr '\\0' ' ' < /proc/1/cmdline")?;
+    ensure!(first == "sleep 987654 ", "the first process is {first:?}");
+    let link = "readlink /proc/self/ns/pid";
+    let (one, other) = (pod.sh(&application, link)?, pod.sh(&observer, link)?);
+    ensure!(one == other, "{one} and {other}");
+
+    // A second one that is targeted is a container of its own; so is one that is not.
+    let second = pod.start_with(&debugger(&pod, "second", &application))?;
+    let neighbour = pod.start_idle("neighbour")?;
+    ensure!(pod.sh(&second, link)? == one && pod.sh(&neighbour, link)? != one);
+    let late = pod.start_with(&debugger(&pod, "late", &application));
+    if context.is_control() {
+        late?;
+    } else {
+        // containerd knows all containers of a virtual machine by one pid, and names that.
+        let refusal = format!("{:#}", late.err().context("one of two containers was taken")?);
+        for word in [application.as_str(), &neighbour, "kubectl exec"] {
+            ensure!(refusal.contains(word), "{word}: {refusal}");
+        }
+    }
+
+    // The namespace ends with its first process, and whoever is in it.
+    node.cri.stop(&application, GRACE)?;
+    eventually("the debugger has ended with its target", || {
+        Ok(node.cri.status(&observer)?.state == CONTAINER_EXITED)
+    })?;
     pod.remove()
 }
 
@@ -105,8 +150,8 @@ pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
     let own = NamespaceOption { pid: CONTAINER, ..NamespaceOption::default() };
     for (kind, options) in [
-        ("network", NamespaceOption { network: NODE, ..own }),
-        ("pid", NamespaceOption { pid: NODE, ..own }),
+        ("network", NamespaceOption { network: NODE, ..own.clone() }),
+        ("pid", NamespaceOption { pid: NODE, ..own.clone() }),
         ("ipc", NamespaceOption { ipc: NODE, ..own }),
     ] {
         let mut config = node.pod_config(&format!("host-{kind}"));
