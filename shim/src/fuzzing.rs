@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::identifier;
+use crate::pod::settings::Settings;
 use crate::sizing;
 use crate::spec::Document;
 use crate::spec::mounts::SourceKind;
@@ -14,9 +15,16 @@ pub fn spec(text: &[u8]) {
     let Ok(value) = serde_json::from_slice(text) else { return };
     let Ok(document) = Document::from_value(value) else { return };
     let inspect = |_: &Path| Ok(SourceKind::Directory);
-    let context = Context { container: "c1", bundle: Path::new("/bundle"), sandbox: None, inspect: &inspect };
+    let settings = Settings::of(document.value()).unwrap_or_default();
+    let context = Context {
+        container: "c1",
+        bundle: Path::new("/bundle"),
+        sandbox: None,
+        settings: &settings,
+        inspect: &inspect,
+    };
     let _ = document.sandbox_id("c1").map(|id| identifier::validate("sandbox id", id));
-    let _ = sizing::size(&Config::default(), &document);
+    let _ = settings.apply(Config::allowing_all()).map(|config| sizing::size(&config, &document));
     if let Ok(translation) = translation::translate(&document, &context) {
         let root = translation.root.as_deref();
         assert!(root.is_none_or(Path::is_absolute), "the root file system is at {root:?}");

@@ -3,6 +3,8 @@
 //! The size is fixed for the VM's life. It follows from the pod's limits where there are any: those that CRI's
 //! annotations give for the whole pod, else those of the container that makes the pod.
 //!
+//! A pod that [sets](crate::pod::settings) its size has no less than that, whatever its limits are.
+//!
 //! - memory: the limit plus `memory_overhead`, rounded up to 2 MiB; without a limit, `memory`.
 //! - vCPUs: the CPU quota in whole CPUs, rounded up; without a quota, `vcpus`. A cpuset raises this to what it names,
 //!   since the guest cannot confine a container to CPUs that it does not have; but not one of CRI, which means the host's.
@@ -97,13 +99,15 @@ pub(crate) fn size(config: &Config, spec: &Document) -> Result<Size, SizeError> 
         Some(bytes) => bytes.div_ceil(MIB).saturating_add(config.memory_overhead).next_multiple_of(2),
         None => config.memory,
     };
+    let memory_mib = memory_mib.max(config.least_memory);
     let huge_mib = limits.pages_2m.saturating_mul(2).saturating_add(limits.pages_1g.saturating_mul(1024));
     let memory_mib = memory_mib.saturating_add(huge_mib);
     if memory_mib > MEMORY_MAX {
         let limit = memory_mib.saturating_sub(config.memory_overhead).saturating_mul(MIB);
         return Err(SizeError::TooMuchMemory { limit, overhead: config.memory_overhead });
     }
-    let cpus = limits.cpus.unwrap_or(u64::from(config.vcpus)).max(limits.cpuset_cpus).max(1);
+    let cpus = limits.cpus.unwrap_or(u64::from(config.vcpus)).max(limits.cpuset_cpus);
+    let cpus = cpus.max(config.least_vcpus.into()).max(1);
     let vcpus = u32::try_from(cpus).ok().filter(|cpus| *cpus <= VCPUS_MAX);
     Ok(Size {
         vcpus: vcpus.ok_or(SizeError::TooManyCpus(cpus))?,
@@ -276,6 +280,25 @@ mod tests {
             "linux": {"resources": {"cpu": {"cpus": "60-90"}}},
         });
         assert_eq!(size_of(spec).unwrap().vcpus, 2);
+    }
+
+    #[test]
+    fn a_pod_that_sets_its_size_has_no_less_and_as_much_as_its_limits_need() {
+        let size_of = |memory: u64, vcpus: u32| {
+            let config = Config {
+                memory_overhead: 100,
+                least_memory: memory,
+                least_vcpus: vcpus,
+                ..Config::default()
+            };
+            let spec =
+                json!({"linux": {"resources": {"memory": {"limit": 200 << 20}, "cpu": {"quota": 200_000}}}});
+            let size = size(&config, &Document::from_value(spec).unwrap()).unwrap();
+            (size.memory_mib, size.vcpus)
+        };
+        assert_eq!(size_of(0, 0), (300, 2));
+        assert_eq!(size_of(299, 1), (300, 2));
+        assert_eq!(size_of(301, 3), (301, 3));
     }
 
     #[test]

@@ -83,7 +83,13 @@ impl Tasks {
         }
         let mut translation = translation::translate(
             &spec,
-            &Context { container: &request.id, bundle: &request.bundle, sandbox, inspect: &mounts::inspect },
+            &Context {
+                container: &request.id,
+                bundle: &request.bundle,
+                sandbox,
+                settings: self.pod().settings(),
+                inspect: &mounts::inspect,
+            },
         )?;
         if files.is_some() {
             files::share_memory(&mut translation.guest);

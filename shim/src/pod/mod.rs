@@ -8,6 +8,7 @@ pub(crate) mod hot_plug;
 mod loopback;
 pub(crate) mod process;
 pub(crate) mod record;
+pub(crate) mod settings;
 pub(crate) mod timeline;
 pub(crate) mod vm;
 pub(crate) mod volumes;
@@ -31,6 +32,7 @@ use block_devices::BlockDevices;
 use directory::PodDirectory;
 use files::PodFiles;
 use record::{Process, Record};
+use settings::{SettingError, Settings};
 use timeline::Recorder;
 use vm::{Plan, StopReport, Vm, VmError};
 use volumes::Volumes;
@@ -52,6 +54,9 @@ pub(crate) enum PodError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// What the pod sets for itself.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// The limits.
     #[error(transparent)]
     Size(#[from] SizeError),
@@ -100,6 +105,7 @@ struct Machine {
     network_namespace: Option<PathBuf>,
     /// The files of a pod that the Sandbox API has made.
     files: Option<PodFiles>,
+    settings: Settings,
     vm: Result<Vm, PodError>,
 }
 
@@ -160,15 +166,18 @@ impl Pod {
         self.machine.get_or_init(|| {
             let network_namespace = spec.as_ref().ok().and_then(namespaces::network_path);
             let mut host = HostParts::default();
+            let mut settings = Settings::default();
             let vm = spec.map_err(PodError::from).and_then(|spec| {
                 identifier::validate("namespace", &self.namespace)?;
                 identifier::validate("container id", &self.id)?;
-                boot(&spec, &self.id, &self.directory, &mut host, self.timeline.clone())
+                settings = Settings::of(spec.value()).map_err(SettingError::from)?;
+                let config = settings.apply(Config::load()?)?;
+                boot(&config, &spec, &self.id, &self.directory, &mut host, self.timeline.clone())
             });
             if let Ok(mut parts) = self.host.lock() {
                 *parts = host;
             }
-            Machine { network_namespace, files, vm }
+            Machine { network_namespace, files, settings, vm }
         });
     }
 
@@ -187,7 +196,8 @@ impl Pod {
         files: Option<PodFiles>,
     ) -> Self {
         let pod = Self::new("default", id, directory, timeline);
-        pod.machine.get_or_init(|| Machine { network_namespace: None, files, vm: Ok(vm) });
+        let settings = Settings::default();
+        pod.machine.get_or_init(|| Machine { network_namespace: None, files, settings, vm: Ok(vm) });
         pod
     }
 
@@ -227,6 +237,12 @@ impl Pod {
     /// The files of a pod that the Sandbox API has made.
     pub(crate) fn files(&self) -> Option<&PodFiles> {
         self.machine.get()?.files.as_ref()
+    }
+
+    /// What the pod has set of the configuration for itself.
+    pub(crate) fn settings(&self) -> &Settings {
+        const NONE: &Settings = &Settings::NONE;
+        self.machine.get().map_or(NONE, |machine| &machine.settings)
     }
 
     /// The pid by which containerd knows the pod's containers: the VMM's. 0 without a VM.
@@ -375,14 +391,14 @@ pub(crate) async fn disconnect(network: PodNetwork) {
 }
 
 fn boot(
+    config: &Config,
     spec: &Document,
     id: &str,
     directory: &PodDirectory,
     host: &mut HostParts,
     timeline: Arc<Recorder>,
 ) -> Result<Vm, PodError> {
-    let config = Config::load()?;
-    let size = sizing::size(&config, spec)?;
+    let size = sizing::size(config, spec)?;
     host.queue_pairs = size.queue_pairs();
     directory.create().map_err(PodError::Directory)?;
     if let Some(path) = spec.text("/linux/cgroupsPath").filter(|path| !path.is_empty()) {
@@ -412,7 +428,7 @@ fn boot(
     let namespace = host.network.as_ref().map(PodNetwork::namespace).transpose()?;
     let network = host.network.as_mut();
     // What a VM leaves that does not start is taken away by tear_down.
-    let vm = Vm::start(Plan { config: &config, size, directory, network, sandbox, timeline })?;
+    let vm = Vm::start(Plan { config, size, directory, network, sandbox, timeline })?;
     if let Some(namespace) = namespace {
         tokio::spawn(loopback::pass_on(vm.clone(), namespace));
     }

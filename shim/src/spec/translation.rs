@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use saya_agent_api::{PRIVATE_SHARE, SHARE_PATH};
 use serde_json::{Value, json};
 
-use super::annotations::{self, UnknownAnnotation};
 use super::devices::{self, DeviceError, HostBlockDevice};
 use super::hooks::{self, HookError, HostHooks};
 use super::mounts::{self, MountError, SourceKind, Volume};
 use super::namespaces::{self, NamespaceError, PodNamespaces};
 use super::{Document, DocumentError, host_cpus, pause, security_modules};
 use crate::cgroup::{CgroupPath, PathError};
+use crate::pod::settings::{SettingError, Settings};
 
 /// What a translation needs to know beside the spec.
 pub(crate) struct Context<'a> {
@@ -22,6 +22,8 @@ pub(crate) struct Context<'a> {
     pub(crate) bundle: &'a Path,
     /// What the container may join, where it is one of several.
     pub(crate) sandbox: Option<PodNamespaces>,
+    /// What the pod has set for itself.
+    pub(crate) settings: &'a Settings,
     /// Says what a path of the host is.
     pub(crate) inspect: &'a dyn Fn(&Path) -> io::Result<SourceKind>,
 }
@@ -52,7 +54,7 @@ pub(crate) enum TranslationError {
     Document(#[from] DocumentError),
     /// An annotation that would be ignored.
     #[error(transparent)]
-    Annotation(#[from] UnknownAnnotation),
+    Annotation(#[from] SettingError),
     /// A namespace that the guest cannot give.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
@@ -87,7 +89,7 @@ pub(crate) enum TranslationError {
 /// # Errors
 /// Anything that the guest cannot give; the message names the key and its value.
 pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Translation, TranslationError> {
-    annotations::check(spec.value())?;
+    context.settings.check_container(spec.value())?;
     check_process(spec)?;
     let root = root_path(spec, context)?;
     let mut guest = spec.value().as_object().ok_or(DocumentError::NotAnObject)?.clone();
@@ -158,6 +160,7 @@ mod tests {
             container: "c1",
             bundle: Path::new("/bundle"),
             sandbox: None,
+            settings: &Settings::default(),
             inspect: &|_| Ok(SourceKind::Directory),
         };
         translate(&Document::from_value(spec).unwrap(), &context)

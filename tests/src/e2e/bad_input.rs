@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::Test;
 use super::context::{BUSYBOX, Context};
 use super::image_root::merge;
+use super::silent_guest;
 use super::task_api::{Refusal, Task};
 use crate::containerd;
 
@@ -219,6 +220,7 @@ fn cases() -> Vec<Case> {
             json!({"io.katacontainers.config.hypervisor.default_vcpus": "2"}),
             "default_vcpus",
         ),
+        wrong("/annotations", json!({"io.saya.config.memory": "700"}), "only a pod as a whole has settings"),
         wrong("/linux/resources/memory", json!({"limit": 4096}), "linux.resources.memory.limit: is 4096"),
         Case {
             pointer: "/linux/sysctl",
@@ -352,5 +354,36 @@ fn configuration(context: &Context) -> anyhow::Result<()> {
         let named = ended.stderr.contains(words) && ended.stderr.contains(&path);
         ensure!(ended.status != Some(0) && named, "{text:?}: {ended:?}");
     }
+    settings(context)
+}
+
+/// What a pod sets of the configuration for itself.
+fn settings(context: &Context) -> anyhow::Result<()> {
+    /// What the pod wants, more than it has by default or by its limit.
+    const MEMORY_MIB: u64 = 700;
+    let allowed = ("allowed_annotations", vec!["memory"].into());
+    let file = silent_guest::configuration(context, &[allowed], &[])?;
+    let run = |annotation: &str, value: &str| {
+        let annotation = format!("{annotation}={value}");
+        let flags =
+            ["--runtime-config-path", &file, "--annotation", &annotation, "--memory-limit", "134217728"];
+        context.run(&flags, "set", &["awk", "/^MemTotal:/ {print int($2 / 1024)}", "/proc/meminfo"])
+    };
+    for (annotation, value, words) in [
+        ("io.saya.config.vcpus", "2", "does not list"),
+        ("io.saya.config.memory", "much", "not a whole number"),
+        ("io.saya.config.memory", "3", "out of range"),
+        ("io.saya.config.kernel", "/tmp/kernel", "no pod may set kernel"),
+        ("io.katacontainers.config.hypervisor.default_memory", "700", "io.saya.config.KEY"),
+    ] {
+        let refused = run(annotation, value)?;
+        let told = refused.stderr.contains(words) && refused.stderr.contains(annotation);
+        ensure!(refused.status != Some(0) && told, "{refused:?}");
+    }
+    let made = run("io.saya.config.memory", &MEMORY_MIB.to_string())?;
+    // The kernel takes some of it away.
+    let range = MEMORY_MIB - 100..=MEMORY_MIB;
+    let memory = String::from_utf8_lossy(&made.stdout).trim().parse();
+    ensure!(made.status == Some(0) && memory.is_ok_and(|memory| range.contains(&memory)), "{made:?}");
     Ok(())
 }

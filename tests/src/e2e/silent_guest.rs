@@ -22,7 +22,7 @@ const INSTALLED: &str = "/etc/saya/config.toml";
 
 fn unanswered(context: &Context) -> anyhow::Result<()> {
     context.for_ours_alone("it has no guest")?;
-    let file = configuration(context, &[("agent_timeout", "10")], &[])?;
+    let file = configuration(context, &[("agent_timeout", 10.into())], &[])?;
     let events = Events::follow()?;
     let calls: &[Call] = if context.long { &[Call::Kill, Call::Exec, Call::Pause] } else { &[Call::Kill] };
     for call in calls {
@@ -80,9 +80,9 @@ fn never_ready(context: &Context) -> anyhow::Result<()> {
     context.for_ours_alone("it has no guest")?;
     // Without a first process the kernel mounts a root file system, and told so it waits for its device for ever.
     // On a slow machine there is a console to show only after a while.
-    let limit = if context.long { "60" } else { "5" };
+    let limit = if context.long { 60 } else { 5 };
     let parameters = ["rdinit=/absent", "root=/dev/vda9p1", "rootwait", "loglevel=7"];
-    let file = configuration(context, &[("boot_timeout", limit)], &parameters)?;
+    let file = configuration(context, &[("boot_timeout", limit.into())], &parameters)?;
     let ended = context.run(&["--runtime-config-path", &file], "unready", &["true"])?;
     ensure!(ended.status != Some(0), "{ended:?}");
     let reason = format!("not ready within {limit} s (configuration key boot_timeout)");
@@ -92,11 +92,15 @@ fn never_ready(context: &Context) -> anyhow::Result<()> {
 }
 
 /// A configuration file: this machine's, with these keys and further kernel parameters.
-fn configuration(context: &Context, keys: &[(&str, &str)], parameters: &[&str]) -> anyhow::Result<String> {
+pub(super) fn configuration(
+    context: &Context,
+    keys: &[(&str, toml::Value)],
+    parameters: &[&str],
+) -> anyhow::Result<String> {
     let installed = fs::read_to_string(INSTALLED).unwrap_or_default();
     let mut table: toml::Table = toml::from_str(&installed)?;
     for (key, value) in keys {
-        table.insert((*key).to_owned(), toml::Value::Integer(value.parse()?));
+        table.insert((*key).to_owned(), value.clone());
     }
     let list = table.entry("kernel_parameters").or_insert_with(|| toml::Value::Array(Vec::new()));
     let list = list.as_array_mut().context("kernel_parameters is no list")?;

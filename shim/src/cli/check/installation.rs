@@ -22,8 +22,10 @@ pub(super) fn configuration(loaded: Result<Config, ConfigError>) -> Finding {
         Err(error) => {
             Finding::missing(SUBJECT, error.to_string(), "mend the file: docs/configuration.md has the keys")
         }
-        Ok(config) if config == Config::default() => Finding::good(SUBJECT, "the defaults"),
-        Ok(_) => Finding::good(SUBJECT, "read, and every key is known"),
+        Ok(Config { file: None, .. }) => Finding::good(SUBJECT, "the defaults"),
+        Ok(Config { file: Some(path), .. }) => {
+            Finding::good(SUBJECT, format!("{}, and every key is known", path.display()))
+        }
     }
 }
 

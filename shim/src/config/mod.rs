@@ -1,11 +1,15 @@
 //! The configuration file: TOML, every key optional, unknown keys refused. `docs/configuration.md` describes the keys.
 
+mod key;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs, io};
 
 use saya_vmm::control::LONGEST_PATIENCE;
 use serde::Deserialize;
+
+pub(crate) use key::{Key, KeyError};
 
 /// The environment variable that names the configuration file before every other place.
 pub(crate) const CONFIG_VARIABLE: &str = "SAYA_CONFIG";
@@ -35,6 +39,17 @@ pub(crate) struct Config {
     pub(crate) boot_timeout: u32,
     /// Seconds within which the agent must answer, or at least show that it lives.
     pub(crate) agent_timeout: u32,
+    /// The keys that a pod may set for itself.
+    pub(crate) allowed_annotations: Vec<Key>,
+    /// The file that all this is from; none where it is the defaults.
+    #[serde(skip)]
+    pub(crate) file: Option<PathBuf>,
+    /// Memory in MiB that the pod has asked for: its VM has no less, whatever its limits are.
+    #[serde(skip)]
+    pub(crate) least_memory: u64,
+    /// Virtual CPUs that the pod has asked for, in the same way.
+    #[serde(skip)]
+    pub(crate) least_vcpus: u32,
 }
 
 impl Default for Config {
@@ -49,8 +64,21 @@ impl Default for Config {
             console_verbose: false,
             boot_timeout: 60,
             agent_timeout: 30,
+            allowed_annotations: Vec::new(),
+            file: None,
+            least_memory: 0,
+            least_vcpus: 0,
         }
     }
+}
+
+/// A value outside its key's bounds.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{key} = {value} is out of range: it must be {range}")]
+pub(crate) struct OutOfRange {
+    key: &'static str,
+    value: String,
+    range: &'static str,
 }
 
 /// Why there is no usable configuration.
@@ -73,16 +101,12 @@ pub(crate) enum ConfigError {
         message: String,
     },
     /// A value outside its bounds.
-    #[error("configuration {path}: {key} = {value} is out of range: it must be {range}")]
+    #[error("configuration {path}: {problem}")]
     OutOfRange {
         /// The file.
         path: PathBuf,
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        value: String,
-        /// What would be right.
-        range: &'static str,
+        /// The key, and what is wrong with it.
+        problem: OutOfRange,
     },
 }
 
@@ -115,18 +139,26 @@ impl Config {
     }
 
     pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Malformed {
+        let mut config: Self = toml::from_str(text).map_err(|error| ConfigError::Malformed {
             path: path.to_owned(),
             message: error.to_string().trim_end().to_owned(),
         })?;
-        config.check(path)?;
+        config.check().map_err(|problem| ConfigError::OutOfRange { path: path.to_owned(), problem })?;
+        config.file = Some(path.to_owned());
         Ok(config)
     }
 
-    fn check(&self, path: &Path) -> Result<(), ConfigError> {
-        let out_of_range = |key, value: String, range| {
-            Err(ConfigError::OutOfRange { path: path.to_owned(), key, value, range })
-        };
+    /// The defaults, any key of which a pod may set that pods may be allowed to.
+    pub(crate) fn allowing_all() -> Self {
+        Self { allowed_annotations: Key::ALL.to_vec(), ..Self::default() }
+    }
+
+    /// Checks that every value is within its bounds.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub(crate) fn check(&self) -> Result<(), OutOfRange> {
+        let out_of_range = |key, value, range| Err(OutOfRange { key, value, range });
         if !(1..=crate::sizing::VCPUS_MAX).contains(&self.vcpus) {
             return out_of_range("vcpus", self.vcpus.to_string(), "1 to 64");
         }
@@ -155,7 +187,8 @@ mod tests {
 
     #[test]
     fn an_empty_file_means_the_defaults() {
-        assert_eq!(parse("").unwrap(), Config::default());
+        let file = Some("/etc/saya/config.toml".into());
+        assert_eq!(parse("").unwrap(), Config { file, ..Config::default() });
     }
 
     #[test]
@@ -171,6 +204,7 @@ mod tests {
             console_verbose = true
             boot_timeout = 20
             agent_timeout = 10
+            allowed_annotations = ["memory"]
             "#,
         )
         .unwrap();
@@ -186,18 +220,23 @@ mod tests {
                 console_verbose: true,
                 boot_timeout: 20,
                 agent_timeout: 10,
+                allowed_annotations: vec![Key::Memory],
+                file: Some("/etc/saya/config.toml".into()),
+                least_memory: 0,
+                least_vcpus: 0,
             }
         );
     }
 
     #[test]
     fn the_sample_has_every_key_with_its_default() {
-        let sample = include_str!("../../deploy/config.toml");
-        assert_eq!(parse(sample).unwrap(), Config::default(), "nothing is set as it is installed");
+        let sample = include_str!("../../../deploy/config.toml");
+        let defaults = Config { file: Some("/etc/saya/config.toml".into()), ..Config::default() };
+        assert_eq!(parse(sample).unwrap(), defaults, "nothing is set as it is installed");
         let keys =
             sample.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' '));
         let set: String = keys.map(|line| format!("{line}\n")).collect();
-        assert_eq!(parse(&set).unwrap(), Config::default());
+        assert_eq!(parse(&set).unwrap(), defaults);
         let set: toml::Table = set.parse().unwrap();
         // A key of the structure's that the sample lacks is one that no error would name.
         let known = parse("nonsense = 1").unwrap_err().to_string();
@@ -212,11 +251,11 @@ mod tests {
 
     #[test]
     fn the_runtimeclass_has_the_overhead_of_the_guest_and_of_shim_and_vmm() {
-        let manifest = include_str!("../../deploy/kubernetes/runtimeclass.yaml");
+        let manifest = include_str!("../../../deploy/kubernetes/runtimeclass.yaml");
         let memory = manifest.lines().find_map(|line| line.trim().strip_prefix("memory: ")).unwrap();
         let expected = Config::default().memory_overhead + SHIM_AND_VMM_MIB;
         assert_eq!(memory, format!("{expected}Mi"));
-        let documented = include_str!("../../docs/kubernetes.md");
+        let documented = include_str!("../../../docs/kubernetes.md");
         assert!(documented.contains(&format!("{SHIM_AND_VMM_MIB} MiB for shim and VMM")));
     }
 
