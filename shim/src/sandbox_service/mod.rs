@@ -5,9 +5,11 @@ mod documents;
 mod pod_config;
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::sandbox_api::{
@@ -20,6 +22,7 @@ use containerd_shim_protos::sandbox_async::{Sandbox, create_sandbox};
 use saya_agent_api::agent::{CreateContainerRequest, Streams};
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
+use tokio::task::JoinSet;
 use ttrpc::r#async::{Service, TtrpcContext};
 
 use crate::cgroup;
@@ -39,6 +42,9 @@ const NOT_READY: &str = "SANDBOX_NOTREADY";
 
 /// The status of a sandbox that was not told to stop: as if SIGKILL had ended it.
 const KILLED: u32 = 137;
+
+/// SIGTERM, by its number on every machine.
+const TERMINATE: u32 = 15;
 
 /// Answers containerd's calls.
 #[derive(Clone)]
@@ -114,10 +120,13 @@ impl SandboxService {
     /// The pod under this id, which was created.
     fn check_created(&self, id: &str) -> Result<(), TaskError> {
         self.check_id(id)?;
-        if self.inner.tasks.pod().files().is_some() {
-            return Ok(());
+        let pod = self.inner.tasks.pod();
+        let missing = |why: &dyn Display| Err(TaskError::not_found(format!("sandbox {id:?}: {why}")));
+        match (pod.files(), pod.vm()) {
+            (Some(_), Ok(_)) => Ok(()),
+            (_, Err(error)) => missing(error),
+            (None, Ok(_)) => missing(&"a container makes this pod"),
         }
-        Err(TaskError::not_found(format!("sandbox {id:?} has not been created")))
     }
 }
 
@@ -183,6 +192,23 @@ impl Inner {
         self.started_at.store(clock::wall_ns(), Ordering::Relaxed);
         tokio::spawn(stop_with_process(self.clone(), agent));
         Ok(pod.host_pid())
+    }
+
+    /// Tells the containers to end, and ends the pod when they have, or have had `patience` for it.
+    async fn stop(&self, patience: Duration) {
+        self.stopping.store(true, Ordering::Relaxed);
+        let mut ends = JoinSet::new();
+        for id in self.tasks.ids().into_iter().filter(|_| !patience.is_zero()) {
+            let tasks = self.tasks.clone();
+            ends.spawn(async move {
+                // One that has ended, or is lost, is not waited for.
+                tasks.kill(&id, "", TERMINATE, false).await?;
+                Ok::<_, TaskError>(tasks.container(&id)?.init.wait().await)
+            });
+        }
+        let in_time = tokio::time::timeout(patience, ends.join_all()).await.is_ok();
+        tracing::debug!(in_time, "the sandbox is stopped");
+        self.tasks.pod().halt().await;
     }
 
     /// Notes the end of the pod, once.
@@ -278,8 +304,7 @@ impl Sandbox for SandboxService {
         self.check_created(&request.sandbox_id)?;
         let inner = self.inner.clone();
         complete(async move {
-            inner.stopping.store(true, Ordering::Relaxed);
-            inner.tasks.pod().halt().await;
+            inner.stop(Duration::from_secs(request.timeout_secs.into())).await;
             Ok(StopSandboxResponse::default())
         })
         .await

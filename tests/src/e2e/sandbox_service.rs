@@ -38,14 +38,11 @@ fn makes_pods(context: &Context) -> anyhow::Result<()> {
     context.for_ours_alone("runc's shim has no sandbox of its own")?;
     let bundle = context.scratch.join("pod");
     fs::create_dir_all(bundle.join("rootfs"))?;
+    cannot_be_created(&bundle)?;
     let pod = Sandbox::start_shim(&bundle)?;
-    let refused = pod.create(&bundle, "runtimeoptions.v1.Options");
-    ensure!(
-        matches!(&refused, Err(ttrpc::Error::RpcStatus(status))
-        if status.code() == Code::INVALID_ARGUMENT && status.message.contains("PodSandboxConfig")),
-        "{refused:?}"
-    );
-    pod.create(&bundle, "runtime.v1.PodSandboxConfig")?;
+    let refused = pod.create(&bundle, "runtimeoptions.v1.Options", &[]);
+    ensure!(is(&refused, Code::INVALID_ARGUMENT, "PodSandboxConfig"), "{refused:?}");
+    pod.create(&bundle, "runtime.v1.PodSandboxConfig", &[])?;
     let pid = pod.client.start_sandbox(Call::default(), &request!(StartSandboxRequest))?.pid;
     let platform = pod.client.platform(Call::default(), &request!(PlatformRequest))?.platform;
     ensure!((platform.os.as_str(), platform.architecture.as_str()) == ("linux", "amd64"), "{platform:?}");
@@ -68,7 +65,7 @@ fn makes_pods(context: &Context) -> anyhow::Result<()> {
         context,
         "other",
         pid,
-        &["sh", "-c", "cat /dev/shm/word; readlink /proc/self/ns/ipc; sleep 3600"],
+        &["sh", "-c", "trap 'exit 5' TERM; cat /dev/shm/word; readlink /proc/self/ns/ipc; sleep 3600 & wait"],
     )?;
     let _: CreateTaskResponse = other.expect("Create", &create_request(&other, "other", &output))?;
     let _: StartResponse = other.expect("Start", &other.start_request(""))?;
@@ -80,15 +77,35 @@ fn makes_pods(context: &Context) -> anyhow::Result<()> {
         Ok(fs::read_to_string(&output)?.ends_with(&format!("shared\n{ipc}\n")))
     })?;
 
-    // Stopped with what runs in it; it still answers for that.
-    pod.client.stop_sandbox(Call::default(), &request!(StopSandboxRequest))?;
-    ensure!(other.wait("")?.exit_status == 137);
+    // Stopped with what runs in it, which has time to end by itself; it still answers for that.
+    let stop = StopSandboxRequest { timeout_secs: 300, ..request!(StopSandboxRequest) };
+    pod.client.stop_sandbox(Call::default(), &stop)?;
+    ensure!(other.wait("")?.exit_status == 5);
     let _: DeleteResponse = other.expect("Delete", &other.delete_request(""))?;
     let ended = pod.client.wait_sandbox(Call::default(), &request!(WaitSandboxRequest))?;
     ensure!(ended.exit_status == 0 && ended.exited_at.is_some(), "{ended:?}");
     ensure!(pod.state()? == "SANDBOX_NOTREADY");
     drop((pod, image));
     Ok(())
+}
+
+/// A pod that cannot be is none that could be waited for. Its shim ends as any does, and leaves nothing.
+fn cannot_be_created(bundle: &Path) -> anyhow::Result<()> {
+    const ANNOTATION: &str = "io.saya.config.kernel";
+    let pod = Sandbox::start_shim(bundle)?;
+    let refused = pod.create(bundle, "runtime.v1.PodSandboxConfig", &[(ANNOTATION, "/tmp/kernel")]);
+    ensure!(is(&refused, Code::INVALID_ARGUMENT, ANNOTATION), "{refused:?}");
+    let waited = pod.client.wait_sandbox(Call::default(), &request!(WaitSandboxRequest));
+    ensure!(is(&waited, Code::NOT_FOUND, ANNOTATION), "{waited:?}");
+    let started = pod.client.start_sandbox(Call::default(), &request!(StartSandboxRequest));
+    ensure!(is(&started, Code::NOT_FOUND, ANNOTATION), "{started:?}");
+    Ok(())
+}
+
+/// Whether it is a refusal with this code and these words.
+fn is<T>(answer: &ttrpc::Result<T>, code: Code, words: &str) -> bool {
+    matches!(answer, Err(ttrpc::Error::RpcStatus(status))
+        if status.code() == code && status.message.contains(words))
 }
 
 /// A pod's shim.
@@ -107,8 +124,10 @@ impl Sandbox {
         Ok(Self { client: SandboxClient::new(client), address })
     }
 
-    fn create(&self, bundle: &Path, kind: &str) -> ttrpc::Result<()> {
+    fn create(&self, bundle: &Path, kind: &str, annotations: &[(&str, &str)]) -> ttrpc::Result<()> {
+        let text = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let config = PodSandboxConfig {
+            annotations: annotations.iter().map(text).collect(),
             hostname: POD.to_owned(),
             dns_config: Some(DnsConfig { servers: vec!["192.0.2.7".to_owned()], ..DnsConfig::default() }),
             ..PodSandboxConfig::default()

@@ -10,6 +10,7 @@ use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::any::Any;
 use ttrpc::r#async::TtrpcContext;
 
+use super::fake_guest::Manners;
 use super::*;
 use crate::daemon::Ending;
 use crate::pod::files::Names;
@@ -135,6 +136,47 @@ async fn a_sandbox_whose_virtual_machine_or_process_ends_is_over_as_killed() {
         assert_eq!(pods.wait().await, 137);
         assert_eq!(pods.state().await, "SANDBOX_NOTREADY");
     }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn containers_have_the_time_that_a_stop_gives_them_and_no_more() {
+    // Told to end they do, or go on.
+    for (manners, timeout_secs, status) in
+        [(Manners::Honest, 3600, 143), (Manners::Immortal, 1, 137), (Manners::Honest, 0, 137)]
+    {
+        let pods = pods().await;
+        pods.service.created(request(&pods.bundle, b"")).await;
+        pods.start().await.unwrap();
+        pods.fixture.create(Stdio::default()).await.unwrap();
+        pods.fixture.guest.turn(manners);
+        let stop = StopSandboxRequest { sandbox_id: "p1".into(), timeout_secs, ..Default::default() };
+        pods.service.stop_sandbox(&TtrpcContext::default(), stop).await.unwrap();
+        assert_eq!(pods.wait().await, 0);
+        assert_eq!(pods.fixture.tasks.delete("c1", "").await.unwrap().status, status);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_sandbox_that_could_not_be_created_is_none_that_could_be_waited_for() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = PodDirectory::below(root.path(), "default", "p1");
+    let pod = Arc::new(Pod::new("default", "p1", directory, Arc::new(Recorder::default())));
+    let tasks = Tasks::new("default", pod.clone(), Publisher::start_with(Collected::default(), "default"));
+    let service = SandboxService::new(tasks, Arc::new(Ending::new(pod, None)));
+    let mut impossible = request(&root, b"");
+    impossible.annotations.insert("io.saya.config.kernel".into(), "/tmp/kernel".into());
+    let refused = service.create_sandbox(&TtrpcContext::default(), impossible).await;
+    assert_eq!(code(refused), Code::INVALID_ARGUMENT);
+
+    let wait = WaitSandboxRequest { sandbox_id: "p1".into(), ..Default::default() };
+    let call = TtrpcContext::default();
+    let waited = service.wait_sandbox(&call, wait);
+    let answer = tokio::time::timeout(Duration::from_secs(600), waited).await.expect("it waits for ever");
+    let Err(ttrpc::Error::RpcStatus(status)) = answer else { panic!("{answer:?}") };
+    assert_eq!(status.code(), Code::NOT_FOUND);
+    assert!(status.message.contains("io.saya.config.kernel"), "{}", status.message);
+    let stop = StopSandboxRequest { sandbox_id: "p1".into(), ..Default::default() };
+    assert_eq!(code(service.stop_sandbox(&TtrpcContext::default(), stop).await), Code::NOT_FOUND);
 }
 
 #[tokio::test(flavor = "current_thread")]
