@@ -1,15 +1,18 @@
 //! What containerd writes to the standard input of `start`, and in which form it wants the answer.
 //!
 //! Before 2.3 it is the runtime's options, if there are any, and all else is in flags and variables; the answer is an
-//! address as text. From 2.3 on it is one message, `BootstrapParams`, and so is the answer, `BootstrapResult`
-//! (containerd's `docs/runtime-v2.md`, "Bootstrap protocol"). Nothing marks the one or the other: as the other form each
-//! is a message too, with a type's name where the container's id should be.
+//! address as text, or JSON with a version from 1.7 on. Which version containerd knows it does not say: its variable
+//! `MAX_SHIM_VERSION` is 2 up to 2.2, where 2.0 takes 3, and 1.7 refuses it. So the operator says it. From 2.3 on it is
+//! one message, `BootstrapParams`, and so is the answer, `BootstrapResult` (containerd's `docs/runtime-v2.md`,
+//! "Bootstrap protocol"). Nothing marks the one or the other: as the other form each is a message too, with a type's
+//! name where the container's id should be.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
+use serde_json::json;
 
 use super::flags::Flags;
 use crate::task_service::{OptionsError, RuntimeOptions};
@@ -20,6 +23,8 @@ const SIZE_MAX: u64 = 10 << 20;
 const DEBUG_LEVEL: i32 = -4;
 /// The version of the Task service that is announced where it can be.
 const TASK_VERSION: i32 = 3;
+/// How the shim is spoken to.
+const PROTOCOL: &str = "ttrpc";
 
 /// What was read.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub(super) enum Answer {
     /// over ttrpc.
     #[default]
     Text,
+    /// JSON with version 3, for those from 2.0 to 2.2.
+    Json,
     /// A `BootstrapResult`.
     Message,
 }
@@ -93,6 +100,15 @@ fn is_for(message: &BootstrapParams, flags: &Flags) -> bool {
 }
 
 impl Answer {
+    /// The form for a containerd that knows this version of the Task service, as the operator says. One that has written
+    /// a message has said it itself.
+    pub(super) fn for_version(self, version: u32) -> Self {
+        match self {
+            Self::Text if i64::from(version) >= TASK_VERSION.into() => Self::Json,
+            form => form,
+        }
+    }
+
     /// Writes the address at which the shim serves.
     ///
     /// # Errors
@@ -100,11 +116,15 @@ impl Answer {
     pub(super) fn write(self, address: &str, mut output: impl Write) -> io::Result<()> {
         match self {
             Self::Text => output.write_all(address.as_bytes()),
+            Self::Json => {
+                let answer = json!({"version": TASK_VERSION, "address": address, "protocol": PROTOCOL});
+                output.write_all(answer.to_string().as_bytes())
+            }
             Self::Message => {
                 let result = BootstrapResult {
                     version: TASK_VERSION,
                     address: address.to_owned(),
-                    protocol: "ttrpc".to_owned(),
+                    protocol: PROTOCOL.to_owned(),
                     ..Default::default()
                 };
                 output.write_all(&result.write_to_bytes()?)
@@ -176,6 +196,21 @@ mod tests {
             assert_eq!((result.version, result.address.as_str()), (3, "unix:///run/s"));
             assert_eq!(result.protocol, "ttrpc");
         }
+    }
+
+    #[test]
+    fn version_3_is_announced_to_a_containerd_that_does_not_say_what_it_knows_if_the_operator_does() {
+        let written = |answer: Answer| {
+            let mut output = Vec::new();
+            answer.write("unix:///run/s", &mut output).unwrap();
+            String::from_utf8(output)
+        };
+        assert_eq!(written(Answer::Text.for_version(2)).unwrap(), "unix:///run/s");
+        let json: serde_json::Value =
+            serde_json::from_str(&written(Answer::Text.for_version(3)).unwrap()).unwrap();
+        assert_eq!(json, json!({"version": 3, "address": "unix:///run/s", "protocol": "ttrpc"}));
+        assert_eq!(Answer::Message.for_version(2), Answer::Message);
+        assert_eq!(Answer::Message.for_version(3), Answer::Message);
     }
 
     #[test]

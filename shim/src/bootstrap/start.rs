@@ -17,7 +17,7 @@ use rustix::io::DupFlags;
 use super::flags::Flags;
 use super::input::Input;
 use super::socket::{self, Socket};
-use crate::config::CONFIG_VARIABLE;
+use crate::config::{CONFIG_VARIABLE, Config, ConfigError};
 use crate::daemon::{LISTENER, TTRPC_ADDRESS};
 use crate::identifier::{self, InvalidIdentifier};
 use crate::pod::directory::PodDirectory;
@@ -81,7 +81,7 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
 /// # Errors
 /// Whatever kept the shim from starting.
 pub(super) fn run(mut flags: Flags) -> Result<(), StartError> {
-    let input = Input::read(io::stdin(), &mut flags).map_err(system("what containerd has to say"))??;
+    let mut input = Input::read(io::stdin(), &mut flags).map_err(system("what containerd has to say"))??;
     identifier::validate("namespace", &flags.namespace)?;
     identifier::validate("container id", &flags.id)?;
     let bundle = env::current_dir().map_err(system("the bundle"))?;
@@ -112,6 +112,10 @@ pub(super) fn run(mut flags: Flags) -> Result<(), StartError> {
     }
     let address = socket::address(&path);
     socket::note(&bundle, &address).map_err(system("the bundle's file address"))?;
+    // A file that cannot be read is told of by the call that makes the pod.
+    if let Ok(config) = effective_configuration(&input.options) {
+        input.answer = input.answer.for_version(config.shim_version);
+    }
     input.answer.write(&address, io::stdout()).map_err(system("standard output"))
 }
 
@@ -150,6 +154,17 @@ fn start(flags: &Flags, bundle: &Path, listener: &UnixListener, input: &Input) -
         .map_err(system("the bundle's file shim.pid"))?;
     let score = oom_score().map_err(system("containerd's OOM score"))?;
     fs::write(format!("/proc/{}/oom_score_adj", child.id()), score).map_err(system("the shim's OOM score"))
+}
+
+/// The configuration that the pod's shim has.
+fn effective_configuration(options: &RuntimeOptions) -> Result<Config, ConfigError> {
+    if !options.config_body.is_empty() {
+        return Config::parse(&options.config_body, Path::new(INLINE_CONFIG));
+    }
+    if !options.config_path.is_empty() {
+        return Config::read(Path::new(&options.config_path));
+    }
+    Config::load()
 }
 
 /// The configuration file that the runtime's options ask for, if they do.

@@ -70,7 +70,7 @@ impl TryFrom<String> for Key {
     fn try_from(name: String) -> Result<Self, KeyError> {
         match name.as_str() {
             "kernel" | "initramfs" => Err(KeyError::File(name)),
-            "allowed_annotations" => Err(KeyError::Node(name)),
+            "allowed_annotations" | "shim_version" => Err(KeyError::Node(name)),
             _ => match Self::ALL.into_iter().find(|key| key.name() == name) {
                 Some(key) => Ok(key),
                 None => Err(KeyError::Unknown(name.chars().take(200).collect())),

@@ -39,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) boot_timeout: u32,
     /// Seconds within which the agent must answer, or at least show that it lives.
     pub(crate) agent_timeout: u32,
+    /// The version of the Task service that is announced to a containerd which does not say what it knows: 2, or 3.
+    pub(crate) shim_version: u32,
     /// The keys that a pod may set for itself.
     pub(crate) allowed_annotations: Vec<Key>,
     /// The file that all this is from; none where it is the defaults.
@@ -64,6 +66,7 @@ impl Default for Config {
             console_verbose: false,
             boot_timeout: 60,
             agent_timeout: 30,
+            shim_version: 2,
             allowed_annotations: Vec::new(),
             file: None,
             least_memory: 0,
@@ -168,6 +171,9 @@ impl Config {
         if !(crate::sizing::MEMORY_MIN..=65_536).contains(&self.memory_overhead) {
             return out_of_range("memory_overhead", self.memory_overhead.to_string(), "64 to 65536 MiB");
         }
+        if !(2..=3).contains(&self.shim_version) {
+            return out_of_range("shim_version", self.shim_version.to_string(), "2 or 3");
+        }
         for (key, seconds) in [("boot_timeout", self.boot_timeout), ("agent_timeout", self.agent_timeout)] {
             if seconds == 0 || Duration::from_secs(seconds.into()) > LONGEST_PATIENCE {
                 return out_of_range(key, seconds.to_string(), "1 to 3600 seconds");
@@ -204,6 +210,7 @@ mod tests {
             console_verbose = true
             boot_timeout = 20
             agent_timeout = 10
+            shim_version = 3
             allowed_annotations = ["memory"]
             "#,
         )
@@ -220,6 +227,7 @@ mod tests {
                 console_verbose: true,
                 boot_timeout: 20,
                 agent_timeout: 10,
+                shim_version: 3,
                 allowed_annotations: vec![Key::Memory],
                 file: Some("/etc/saya/config.toml".into()),
                 least_memory: 0,
@@ -279,6 +287,7 @@ mod tests {
             ("vcpus = 65", "vcpus", "65"),
             ("boot_timeout = 0", "boot_timeout", "0"),
             ("agent_timeout = 3601", "agent_timeout", "3601"),
+            ("shim_version = 4", "shim_version", "4"),
         ] {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(key) && message.contains(value), "{message}");

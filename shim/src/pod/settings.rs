@@ -253,6 +253,7 @@ mod tests {
             ("kernel", "no pod may set kernel"),
             ("initramfs", "the operator's to say"),
             ("allowed_annotations", "no pod may set allowed_annotations"),
+            ("shim_version", "it is the node's"),
             ("colour", "\"colour\" is no key"),
         ] {
             let text = format!("allowed_annotations = [{key:?}]");

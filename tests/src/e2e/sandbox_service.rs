@@ -119,7 +119,7 @@ impl Sandbox {
     fn start_shim(bundle: &Path) -> anyhow::Result<Self> {
         let output = containerd::start_shim(bundle, POD).context("cannot start the shim")?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let address = String::from_utf8(output.stdout)?;
+        let address = fs::read_to_string(bundle.join("address"))?;
         let client = Client::connect(&address).with_context(|| format!("no shim answers at {address}"))?;
         Ok(Self { client: SandboxClient::new(client), address })
     }

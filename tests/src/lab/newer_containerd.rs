@@ -39,6 +39,12 @@ pub fn installs() -> Result<Vec<Install>> {
     Ok(PROGRAMS.iter().map(install).collect())
 }
 
+/// Whether this machine, a lab, has it.
+#[must_use]
+pub fn is_installed() -> bool {
+    Path::new(PLACE).join(PACKAGE).exists()
+}
+
 fn version(programs: &Path) -> Result<String> {
     let output = debian::output_of(Command::new(programs.join(PACKAGE)).arg("--version"));
     Ok(output.context("the newer containerd does not run")?.trim().to_owned())

@@ -1,14 +1,35 @@
 //! The order in which containers come and go.
 
-use anyhow::ensure;
+use std::fs;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
 
 use super::fixture::{GRACE, Node, Pod};
 use crate::cri::messages::{CONTAINER_EXITED, CONTAINER_RUNNING, SANDBOX_READY};
 use crate::e2e::context::{Context, eventually};
+use crate::lab::newer_containerd;
 
 /// How often the sidecar is restarted, and how often in the long form.
 const RESTARTS: u32 = 5;
 const MANY_RESTARTS: u32 = 20;
+
+/// Where containerd keeps what it knows of its tasks.
+const TASKS: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
+
+/// The lab's configuration announces version 3 of the Task service where containerd is new enough; containerd then finds a
+/// container's shim by its pod.
+fn expect_version(context: &Context, ids: [&str; 2]) -> anyhow::Result<()> {
+    if context.is_control() || !newer_containerd::is_installed() {
+        return Ok(());
+    }
+    for id in ids {
+        let path = format!("{TASKS}/{id}/bootstrap.json");
+        let known: Value = serde_json::from_slice(&fs::read(&path).with_context(|| path.clone())?)?;
+        ensure!(known["version"] == 3, "{path}: {known}");
+    }
+    Ok(())
+}
 
 pub(super) fn any_order(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
@@ -27,6 +48,7 @@ pub(super) fn any_order(context: &Context) -> anyhow::Result<()> {
     // The last one has gone: the pod stays, and takes more.
     ensure!(pod.cri.pod_status(&pod.id)?.state == SANDBOX_READY, "the pod ended with its containers");
     let main = pod.start_idle("main")?;
+    expect_version(context, [&pod.id, &main])?;
     for attempt in 0..if context.long { MANY_RESTARTS } else { RESTARTS } {
         let mut config = pod.container("sidecar", &["sh", "-c", "echo $ATTEMPT > /attempt; exec sleep 3600"]);
         config

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, mount, mount_bind};
 
 use super::super::debian::output_of;
+use super::super::newer_containerd;
 use super::super::protocol::{Install, Job};
 
 /// What a host of containers has loaded; more comes by itself when it is asked for.
@@ -107,9 +108,12 @@ fn copy(install: &Install) -> Result<()> {
 /// Debian 12's QEMU emulates SVM without the intercept of XSETBV, so a microVM in it may not use XSAVE. And it is slow: no
 /// test is to fail for that.
 const CONFIGURATION: &str = "kernel_parameters = [\"noxsave\"]\nboot_timeout = 300\nagent_timeout = 150\n";
+/// What containerd from 2.0 on may be told.
+const OF_NEWER_CONTAINERD: &str = "shim_version = 3\n";
 
 fn configure_saya() -> Result<()> {
-    write("/etc/saya/config.toml", CONFIGURATION)?;
+    let of_containerd = if newer_containerd::is_installed() { OF_NEWER_CONTAINERD } else { "" };
+    write("/etc/saya/config.toml", &format!("{CONFIGURATION}{of_containerd}"))?;
     if Path::new(SHIM).exists() {
         let _ = fs::remove_file(CLI);
         symlink(SHIM, CLI).context("linking the command line program to the shim")?;
