@@ -201,7 +201,9 @@ impl Tasks {
         let sandbox = self.pod().sandbox()?;
         let containers = lock(&self.inner.containers);
         let own_pid = |slot: &Slot| match slot {
-            Slot::Filled(container) if container.traits.own_pid_namespace && container.id != self.pod().id() => {
+            Slot::Filled(container)
+                if container.traits.own_pid_namespace && container.id != self.pod().id() =>
+            {
                 Some(container.pid_namespace())
             }
             Slot::Filled(_) | Slot::Reserved => None,

@@ -249,7 +249,7 @@ fn refuse_user_namespace(listed: &Value) -> Result<(), TaskError> {
     let users = listed.as_array().into_iter().flatten().any(|entry| entry["type"] == "user");
     if users {
         return Err(TaskError::unimplemented(
-            "a pod with a user namespace is not supported where sandboxer is \"shim\": use \"podsandbox\"",
+            "a pod with a user namespace is not supported: its virtual machine confines it (hostUsers: true)",
         ));
     }
     Ok(())

@@ -167,6 +167,31 @@ pub struct NamespaceOption {
     /// The container meant by [`TARGET`].
     #[prost(string, tag = "4")]
     pub target_id: String,
+    #[prost(message, optional, tag = "5")]
+    pub userns_options: Option<UserNamespace>,
+}
+
+/// The user namespace that a pod's containers have together.
+#[derive(Clone, PartialEq, Message)]
+pub struct UserNamespace {
+    /// 0 for the pod's, [`NODE`] for none.
+    #[prost(int32, tag = "1")]
+    pub mode: i32,
+    #[prost(message, repeated, tag = "2")]
+    pub uids: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "3")]
+    pub gids: Vec<IdMapping>,
+}
+
+/// Ids of a user namespace.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct IdMapping {
+    #[prost(uint32, tag = "1")]
+    pub host_id: u32,
+    #[prost(uint32, tag = "2")]
+    pub container_id: u32,
+    #[prost(uint32, tag = "3")]
+    pub length: u32,
 }
 
 /// Limits.
@@ -523,6 +548,13 @@ pub struct ContainerStatsFilter {
 pub struct ListContainerStatsResponse {
     #[prost(message, repeated, tag = "1")]
     pub stats: Vec<ContainerStats>,
+}
+
+/// What a container uses.
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerStatsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub stats: Option<ContainerStats>,
 }
 
 /// What a container uses.

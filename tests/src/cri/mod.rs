@@ -13,11 +13,11 @@ use prost::Message;
 use self::grpc::Connection;
 pub use self::grpc::Status;
 use self::messages::{
-    AttachRequest, ContainerConfig, ContainerRequest, ContainerStats, ContainerStatsFilter, ContainerStatus,
-    ContainerStatusResponse, CreateContainerRequest, Empty, ExecRequest, ExecSyncRequest, ExecSyncResponse,
-    Id, ImageSpec, ImageStatusRequest, ImageStatusResponse, LinuxContainerResources,
-    ListContainerStatsRequest, ListContainerStatsResponse, PodSandboxConfig, PodSandboxStats,
-    PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
+    AttachRequest, ContainerConfig, ContainerRequest, ContainerStats, ContainerStatsFilter,
+    ContainerStatsResponse, ContainerStatus, ContainerStatusResponse, CreateContainerRequest, Empty,
+    ExecRequest, ExecSyncRequest, ExecSyncResponse, Id, ImageSpec, ImageStatusRequest, ImageStatusResponse,
+    LinuxContainerResources, ListContainerStatsRequest, ListContainerStatsResponse, PodSandboxConfig,
+    PodSandboxStats, PodSandboxStatsResponse, PodSandboxStatus, PodSandboxStatusResponse, PortForwardRequest,
     RunPodSandboxRequest, StatusRequest, StatusResponse, StopContainerRequest,
     UpdateContainerResourcesRequest, Url,
 };
@@ -187,6 +187,16 @@ impl Cri {
         let filter = Some(ContainerStatsFilter { pod_sandbox_id: pod.to_owned() });
         let request = ListContainerStatsRequest { filter };
         Ok(self.call::<ListContainerStatsResponse>("ListContainerStats", &request)?.stats)
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// A [`Status`] of the runtime's.
+    pub fn stats(&self, container: &str) -> anyhow::Result<ContainerStats> {
+        let answer: ContainerStatsResponse =
+            self.call("ContainerStats", &ContainerRequest::new(container))?;
+        answer.stats.context("an answer without figures")
     }
 
     /// Changes a container's limits.

@@ -24,6 +24,7 @@ pub(super) const TESTS: &[Test] = &[
         name: "a_container_may_be_put_beside_the_processes_of_another_to_debug_it",
         check: sharing::targeted,
     },
+    Test { name: "a_pod_with_a_user_namespace_is_refused_by_name", check: sharing::users },
     Test { name: "a_pod_with_a_namespace_of_the_hosts_is_refused_by_name", check: sharing::refused },
     Test { name: "containers_come_and_go_in_a_pod_in_any_order", check: lifecycle::any_order },
     Test {

@@ -7,9 +7,7 @@ use anyhow::{Context as _, ensure};
 
 use super::fixture::{Node, Pod};
 use crate::cri::Status;
-use crate::cri::messages::{
-    ContainerStats, DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig,
-};
+use crate::cri::messages::{DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig, MemoryUsage};
 use crate::e2e::context::{Context, eventually};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -76,10 +74,6 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     ensure!(pod.log("main")?.is_empty(), "the new log is not empty");
 
     figures_agree(&node, &pod, &container)?;
-    let sandbox = node.cri.pod_stats(&pod.id)?.linux.context("no figures of the pod")?;
-    let memory = sandbox.memory.as_ref().and_then(|memory| memory.working_set_bytes);
-    ensure!(sandbox.containers.len() == 1 && memory.is_some_and(|memory| memory.value > 0), "{sandbox:?}");
-
     let limit = 96 << 20;
     let resources = LinuxContainerResources {
         memory_limit_in_bytes: limit,
@@ -112,7 +106,8 @@ impl Drop for Parent {
     }
 }
 
-/// Compares what containerd says of a container with what the container's cgroup says inside.
+/// Compares what containerd says of a pod and its container, in every way that CRI has, with what the container's cgroup says
+/// inside.
 fn figures_agree(node: &Node<'_>, pod: &Pod<'_>, container: &str) -> anyhow::Result<()> {
     let inside = || -> anyhow::Result<(u64, u64)> {
         let script = "cd /sys/fs/cgroup && awk '/^usage_usec/ {print $2}' cpu.stat && cat memory.current && \
@@ -125,21 +120,34 @@ fn figures_agree(node: &Node<'_>, pod: &Pod<'_>, container: &str) -> anyhow::Res
     eventually("the memory is full", || Ok(inside()?.1 >= FILLING))?;
     let (cpu_before, _) = inside()?;
     let listed = node.cri.list_stats(&pod.id)?;
+    let alone = node.cri.stats(container)?;
+    let of_pod = node.cri.pod_stats(&pod.id)?.linux.context("no figures of the pod")?;
     let (cpu_after, memory_inside) = inside()?;
-    let named = |stats: &&ContainerStats| stats.attributes.as_ref().is_some_and(|it| it.id == container);
-    let stats = listed.iter().find(named).context("the container is not in the list")?;
-    let cpu = stats.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds).context("no CPU figure")?;
-    let cpu = cpu.value / 1000;
-    ensure!(
-        cpu_before <= cpu && cpu <= cpu_after,
-        "{cpu} µs of CPU, where inside {cpu_before} to {cpu_after} were"
-    );
-    let memory = stats.memory.as_ref().and_then(|memory| memory.working_set_bytes);
-    let memory = memory.context("no memory figure")?.value;
-    // The commands that read it were there for one and gone for the other.
-    ensure!(
-        memory >= FILLING && memory.abs_diff(memory_inside) < FILLING / 4,
-        "{memory} and {memory_inside} inside"
-    );
+    for stats in [listed.as_slice(), &[alone], &of_pod.containers] {
+        let [stats] = stats else { anyhow::bail!("{} containers in {stats:?}", stats.len()) };
+        ensure!(stats.attributes.as_ref().is_some_and(|it| it.id == container), "{stats:?}");
+        let cpu = stats.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds).context("no CPU figure")?;
+        let cpu = cpu.value / 1000;
+        ensure!(
+            cpu_before <= cpu && cpu <= cpu_after,
+            "{cpu} µs of CPU, where inside {cpu_before} to {cpu_after} were"
+        );
+        let memory = working_set(stats.memory.as_ref())?;
+        // The commands that read it were there for one and gone for the other.
+        ensure!(
+            memory >= FILLING && memory.abs_diff(memory_inside) < FILLING / 4,
+            "{memory} and {memory_inside} inside"
+        );
+    }
+    // The pod's is the host's figure, with all that a container has, and what is around it.
+    let memory = working_set(of_pod.memory.as_ref())?;
+    ensure!((FILLING..1 << 30).contains(&memory), "the pod uses {memory} bytes of memory");
+    let cpu = of_pod.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds).context("no CPU figure")?;
+    ensure!(cpu.value > 0, "the pod uses no CPU");
     Ok(())
+}
+
+fn working_set(memory: Option<&MemoryUsage>) -> anyhow::Result<u64> {
+    let figure = memory.and_then(|memory| memory.working_set_bytes.as_ref());
+    Ok(figure.context("no memory figure")?.value)
 }

@@ -7,10 +7,11 @@ use anyhow::{Context as _, ensure};
 use super::fixture::{GRACE, Node, Pod};
 use super::sandbox_api;
 use crate::cri::messages::{
-    CONTAINER, CONTAINER_EXITED, ContainerConfig, DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, NODE, NamespaceOption, TARGET,
+    CONTAINER, CONTAINER_EXITED, ContainerConfig, DnsConfig, IdMapping, LinuxContainerResources,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NODE, NamespaceOption, TARGET, UserNamespace,
 };
 use crate::e2e::context::{Context, NotApplicable, eventually};
+use crate::lab::newer_containerd;
 
 /// What the containers of the pod may use together, other than a pod of which nothing is said.
 const MEMORY_MIB: i64 = 601;
@@ -138,6 +139,29 @@ pub(super) fn targeted(context: &Context) -> anyhow::Result<()> {
         Ok(node.cri.status(&observer)?.state == CONTAINER_EXITED)
     })?;
     pod.remove()
+}
+
+pub(super) fn users(context: &Context) -> anyhow::Result<()> {
+    context.for_ours_alone("runc's pods have user namespaces of the host's")?;
+    if !newer_containerd::is_installed() {
+        return Err(NotApplicable("containerd before 1.7 has no user namespaces under CRI").into());
+    }
+    let node = Node::new(context)?;
+    let mut config = node.pod_config("mapped");
+    let mapping = IdMapping { host_id: 700_000, container_id: 0, length: 65_536 };
+    let users = UserNamespace { mode: 0, uids: vec![mapping], gids: vec![mapping] };
+    config.linux = Some(with_namespaces(NamespaceOption {
+        pid: CONTAINER,
+        userns_options: Some(users),
+        ..NamespaceOption::default()
+    }));
+    // Where a container makes the pod, containerd has made the namespace on the host before.
+    let by_shim = context.handler.as_deref() == Some(sandbox_api::HANDLER);
+    let words =
+        if by_shim { "a pod with a user namespace is not supported" } else { "linux.namespaces: user at" };
+    let refusal = format!("{:#}", node.run_with(config).err().context("the pod was made")?);
+    ensure!(refusal.contains(words), "{refusal}");
+    Ok(())
 }
 
 pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
