@@ -343,7 +343,7 @@ fn build_machine(
     let memory_ready_ns = monotonic_ns();
     let inputs = processors.io_apic_inputs;
     interrupts::create_local_apics(&vm, inputs).map_err(kvm_error("KVM_CAP_SPLIT_IRQCHIP"))?;
-    let wiring = Wiring::new(Arc::clone(&vm)).map_err(host_error("eventfd"))?;
+    let wiring = Wiring(Arc::clone(&vm));
     let mut bus = virtio_bus(&wiring, memory, devices, &registers)?;
     let hot_plug = HotPlug::new(wiring, memory.clone(), later_slots(count, &registers)?);
     hot_plug.insert_into(&mut bus)?;

@@ -92,6 +92,8 @@ impl Interrupt {
     }
 
     fn raise(&self, reason: u32) -> io::Result<()> {
+        // In this order: our guest kernel's driver leaves the bit for used buffers as it is, and relies on it with each
+        // interrupt.
         self.registers.add_interrupt_status(reason);
         self.line.write(1)
     }

@@ -11,6 +11,7 @@ use std::io;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::queues::QueueSetup;
+use self::registers::INTERRUPT_ACK;
 use self::status::Status;
 use super::interrupt::USED_BUFFER;
 use super::{Activation, Interrupt, VirtioDevice};
@@ -19,7 +20,7 @@ use crate::control::StopReason;
 use crate::memory::GuestMemory;
 
 pub use register_file::{REGISTER_FILE_SIZE, RegisterFile, RegisterMemory};
-pub use registers::{INTERRUPT_ACK, QUEUE_NOTIFY};
+pub use registers::QUEUE_NOTIFY;
 
 /// `VIRTIO_F_VERSION_1`: the device is not a legacy one.
 const VERSION_1: u64 = 1 << 32;
@@ -289,8 +290,8 @@ impl BusDevice for MmioTransport {
         } else if let Ok(value) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(value));
             match offset {
-                // On the path of every interrupt, and the interrupt's own word: nothing else has changed, unless the
-                // device has announced a change of its configuration.
+                // On the path of every interrupt of a driver that acknowledges this, and the interrupt's own word:
+                // nothing else has changed, unless the device has announced a change of its configuration.
                 INTERRUPT_ACK if value == USED_BUFFER.to_le_bytes() => {}
                 INTERRUPT_ACK => self.publish_config(),
                 _ => self.publish_registers(),

@@ -15,8 +15,7 @@ pub(super) const QUEUE_READY: u64 = 0x044;
 /// The register to which a driver writes the number of a queue that it has added to.
 pub const QUEUE_NOTIFY: u64 = 0x050;
 pub(super) const INTERRUPT_STATUS: u64 = 0x060;
-/// The register to which a driver writes the reasons for an interrupt that it has seen.
-pub const INTERRUPT_ACK: u64 = 0x064;
+pub(super) const INTERRUPT_ACK: u64 = 0x064;
 pub(super) const STATUS: u64 = 0x070;
 pub(super) const QUEUE_DESC_LOW: u64 = 0x080;
 pub(super) const QUEUE_DESC_HIGH: u64 = 0x084;
@@ -36,6 +35,6 @@ pub(super) const CONFIG: u64 = 0x100;
 pub(super) const MAGIC: u32 = 0x7472_6976;
 /// The version of devices that are not legacy ones.
 pub(super) const CURRENT_VERSION: u32 = 2;
-/// "saya", little-endian. The guest kernel's driver knows by it that the bit for used buffers in `InterruptStatus` stays set, and does
-/// not acknowledge it (guest-kernel/patches/virtio-mmio-no-acknowledgement.patch).
+/// "saya", little-endian. The guest kernel's driver knows by it that the device sets the bit for used buffers in `InterruptStatus`
+/// before each interrupt, and does not acknowledge that bit alone (guest-kernel/patches/virtio-mmio-no-acknowledgement.patch).
 pub(super) const VENDOR: u32 = 0x6179_6173;
