@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -146,10 +147,15 @@ impl<Out: Serialize, In: DeserializeOwned> Endpoint<Out, In> {
         let mut bytes = vec![0; MESSAGE_LIMIT];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::io::retry_on_intr(|| {
-            recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        })
-        .map_err(io::Error::from)?;
+        let received = loop {
+            let buffers = &mut [IoSliceMut::new(&mut bytes)];
+            match recvmsg(&self.socket, buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+                // ECONNRESET is told once, before what is there to be read: the other end has gone without reading all that it was sent
+                // (`unix_release_sock`, net/unix/af_unix.c).
+                Err(Errno::INTR | Errno::CONNRESET) => {}
+                received => break received.map_err(io::Error::from)?,
+            }
+        };
         let descriptors = collect_descriptors(&mut ancillary);
         if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
             return Err(ControlError::Truncated);
@@ -221,6 +227,16 @@ mod tests {
         assert_eq!(shim.receive().unwrap().unwrap().0, Event::GuestConnected { port: 1024 });
         assert!(matches!(shim.receive().unwrap().unwrap().0, Event::Stopped { .. }));
         assert!(shim.receive().unwrap().is_none(), "a closed end is the end of the messages");
+    }
+
+    #[test]
+    fn the_last_words_of_an_end_that_has_not_read_everything_arrive() {
+        let (shim, vmm) = pair().unwrap();
+        shim.send(&Request::Counters, &[]).unwrap();
+        vmm.send(&Event::Stopped { reason: StopReason::PoweredOff, console: String::new() }, &[]).unwrap();
+        drop(vmm);
+        assert!(matches!(shim.receive().unwrap().unwrap().0, Event::Stopped { .. }));
+        assert!(shim.receive().unwrap().is_none());
     }
 
     #[test]

@@ -195,6 +195,10 @@ fn the_driver_is_interrupted_only_for_what_it_wants_to_hear_of() {
         while machine.rx.take_used().is_none() {
             interrupts += machine.line.wait();
         }
+        if interrupts == 0 {
+            // The answer was seen before it was told.
+            interrupts += machine.line.wait();
+        }
         assert_eq!(machine.tx.used_since_last_look(), 1);
         assert_eq!(interrupts + machine.line.count(), 1, "for the answer alone");
     }
