@@ -92,6 +92,19 @@ pub(crate) enum Error {
         /// How long the agent has waited.
         seconds: u64,
     },
+    /// A sysctl of the pod's network namespace that this kernel cannot have.
+    #[error(
+        "the pod's network namespace has the sysctl {name} set to {value:?}, which the guest's kernel {problem}: take it out \
+         of the CNI configuration (plugin tuning), or of what else sets it"
+    )]
+    NetworkSysctl {
+        /// Its file below /proc/sys, as sysctl(8) takes it.
+        name: String,
+        /// What it shall be.
+        value: String,
+        /// What the kernel does about it.
+        problem: String,
+    },
     /// The kernel refused.
     #[error("cannot {action}: {source}")]
     System {
@@ -111,6 +124,7 @@ impl Error {
             Self::WrongState { .. } => Code::FAILED_PRECONDITION,
             Self::InvalidRequest(_) | Self::Spec(SpecError::Invalid { .. }) => Code::INVALID_ARGUMENT,
             Self::Spec(SpecError::NotSupported { .. }) => Code::UNIMPLEMENTED,
+            Self::NetworkSysctl { .. } => Code::UNIMPLEMENTED,
             Self::NoStream { .. } => Code::DEADLINE_EXCEEDED,
             Self::Setup(_) | Self::System { .. } => Code::UNKNOWN,
         }

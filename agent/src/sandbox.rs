@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::container::plan::ContainerPlan;
+use saya_agent_api::agent::ConfigureNetworkRequest;
+
+use crate::container::plan::{ContainerPlan, Sysctl};
 use crate::container::{Container, Surroundings};
-use crate::error::{Error, Result};
+use crate::error::{Action, Error, Result};
+use crate::network;
 use crate::stdio::StreamNumbers;
 
 /// The containers by their ids; `None` while one is made or removed.
@@ -17,12 +20,14 @@ pub(crate) struct Sandbox {
     /// What containers need of the agent.
     pub(crate) surroundings: Surroundings,
     containers: Mutex<Containers>,
+    /// What the containers' specs have set of the network that they share, in the order of their creation.
+    network_sysctls: Mutex<Vec<Sysctl>>,
 }
 
 impl Sandbox {
     /// A guest without containers.
     pub(crate) fn new(surroundings: Surroundings) -> Self {
-        Self { surroundings, containers: Mutex::default() }
+        Self { surroundings, containers: Mutex::default(), network_sysctls: Mutex::default() }
     }
 
     /// The container with this id.
@@ -52,6 +57,8 @@ impl Sandbox {
         let mut containers = self.containers();
         match made {
             Ok(container) => {
+                let sysctls = plan.sysctls.iter().filter(|sysctl| sysctl.is_of_network());
+                self.network_sysctls().extend(sysctls.cloned());
                 containers.insert(plan.id.clone(), Some(Arc::clone(&container)));
                 Ok(container)
             }
@@ -68,6 +75,20 @@ impl Sandbox {
         container.remove().await?;
         self.containers().remove(id);
         Ok(())
+    }
+
+    /// Gives the guest its network, which may have changed since containers were created: what their specs have set still
+    /// counts for more than what the namespace on the host has.
+    pub(crate) fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<()> {
+        network::configure(request)?;
+        for sysctl in self.network_sysctls().iter() {
+            sysctl.set().action(|| format!("set {} to {:?} once more", sysctl.name(), sysctl.value))?;
+        }
+        Ok(())
+    }
+
+    fn network_sysctls(&self) -> MutexGuard<'_, Vec<Sysctl>> {
+        self.network_sysctls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn containers(&self) -> MutexGuard<'_, Containers> {

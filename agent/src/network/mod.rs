@@ -1,5 +1,5 @@
 //! The pod's network: gives the guest's devices the names, addresses, routes and neighbours that the pod's network
-//! namespace on the host has, by rtnetlink(7).
+//! namespace on the host has, by rtnetlink(7), and the kernel its sysctls.
 
 mod address;
 mod link;
@@ -7,6 +7,7 @@ mod message;
 mod neighbour;
 mod route;
 mod socket;
+mod sysctl;
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,6 +24,10 @@ pub(crate) fn configure(request: &ConfigureNetworkRequest) -> Result<()> {
     let socket = Socket::open().action(|| "open a netlink socket".to_owned())?;
     let indexes = link::name_all(&socket, &request.interfaces)?;
     for interface in &request.interfaces {
+        skip_duplicate_detection(&interface.name)?;
+    }
+    sysctl::set_all(&request.sysctls)?;
+    for interface in &request.interfaces {
         bring_up(&socket, interface, index_of(&indexes, &interface.name)?)?;
     }
     // A gateway must be reachable by a route that is there already.
@@ -38,7 +43,6 @@ pub(crate) fn configure(request: &ConfigureNetworkRequest) -> Result<()> {
 }
 
 fn bring_up(socket: &Socket, interface: &Interface, index: u32) -> Result<()> {
-    skip_duplicate_detection(&interface.name)?;
     link::set_mtu(socket, interface, index)?;
     for address in &interface.addresses {
         address::add(socket, &interface.name, index, address)?;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use saya_agent_api::agent::{ConfigureNetworkRequest, Interface, IpAddress, Neighbour, Route};
+use saya_agent_api::agent::{ConfigureNetworkRequest, Interface, IpAddress, Neighbour, NetworkSysctl, Route};
 
 use super::configure;
 
@@ -141,6 +141,80 @@ fn the_guest_gets_what_the_hosts_namespace_has() {
             assert!(ip("-6 route show default").unwrap().contains("via fd00::1 dev d0"));
             assert!(ip("neigh show dev d0").unwrap().contains("10.0.0.1 lladdr 02:09:09:09:09:09 PERMANENT"));
         }
+    });
+}
+
+fn sysctl(name: &str, value: &str) -> NetworkSysctl {
+    NetworkSysctl {
+        path: name.split('/').map(str::to_owned).collect(),
+        value: value.to_owned(),
+        ..NetworkSysctl::default()
+    }
+}
+
+/// In the calling thread's namespace.
+fn read(name: &str) -> String {
+    let output = Command::new("cat").arg(format!("/proc/sys/net/{name}")).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn sysctls_are_set_by_the_names_that_interfaces_get_and_before_these_have_addresses() {
+    in_namespace(|| {
+        let mut request = request();
+        request.sysctls = vec![
+            // Only after the next one may it be as low.
+            sysctl("ipv4/ip_local_port_range", "600\t700\n"),
+            sysctl("ipv4/ip_unprivileged_port_start", "500\n"),
+            // The name that the interface gets.
+            sysctl("ipv4/conf/eth7/arp_ignore", "2\n"),
+            sysctl("ipv4/neigh/eth7/gc_stale_time", "77\n"),
+            sysctl("ipv6/conf/eth7/addr_gen_mode", "1\n"),
+            sysctl("ipv6/conf/eth7/accept_dad", "2\n"),
+            // All interfaces follow, and one is set apart.
+            sysctl("ipv4/conf/d0/forwarding", "0\n"),
+            sysctl("ipv4/ip_forward", "1\n"),
+            sysctl("ipv4/ip_local_reserved_ports", "10,12,14,16,18,20,22,24,26,28,30,32,34,36,38,40\n"),
+        ];
+        // Asked twice, it is the same.
+        for _ in 0..2 {
+            configure(&request).unwrap();
+            for sysctl in &request.sysctls {
+                assert_eq!(read(&sysctl.path.join("/")), sysctl.value, "{:?}", sysctl.path);
+            }
+            assert_eq!(read("ipv4/conf/eth7/forwarding"), "1\n");
+        }
+        // They are there before addresses are.
+        request.sysctls.push(sysctl("ipv6/conf/all/disable_ipv6", "1\n"));
+        let text = configure(&request).unwrap_err().to_string();
+        assert!(text.starts_with("cannot give d0 the address fd00::2/64"), "{text}");
+    });
+}
+
+#[test]
+fn a_sysctl_that_this_kernel_does_not_have_is_named_with_its_remedy() {
+    in_namespace(|| {
+        let refusal = |name, value| {
+            let request = ConfigureNetworkRequest {
+                sysctls: vec![sysctl("core/somaxconn", "7\n"), sysctl(name, value)],
+                ..ConfigureNetworkRequest::default()
+            };
+            configure(&request).unwrap_err().to_string()
+        };
+        let text = refusal("mptcp/no_such_setting", "7\n");
+        assert_eq!(
+            text,
+            "the pod's network namespace has the sysctl net/mptcp/no_such_setting set to \"7\", which the guest's kernel does not \
+             have: take it out of the CNI configuration (plugin tuning), or of what else sets it"
+        );
+        let text = refusal("ipv4/tcp_congestion_control", "no-such\n");
+        assert!(text.contains(
+            "tcp_congestion_control set to \"no-such\", which the guest's kernel refuses (No such file"
+        ));
+        assert_eq!(
+            refusal("../kernel/hostname", "x"),
+            "[\"..\", \"kernel\", \"hostname\"] is no path of a network sysctl"
+        );
     });
 }
 

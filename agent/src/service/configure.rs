@@ -19,7 +19,7 @@ pub(super) fn sandbox(request: &ConfigureSandboxRequest) -> Result<()> {
     }
     for (name, value) in &request.sysctls {
         let sysctl = Sysctl::new(name, value)?;
-        fs::write(&sysctl.path, value).action(|| format!("write {value:?} to {}", sysctl.path.display()))?;
+        sysctl.set().action(|| format!("write {value:?} to {}", sysctl.path.display()))?;
     }
     Ok(())
 }

@@ -21,7 +21,6 @@ use crate::container::check_id;
 use crate::container::plan::{self, ContainerPlan, ProcessPlan};
 use crate::devices;
 use crate::error::{Action, Error, Result, SpecError};
-use crate::network;
 use crate::power;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
@@ -134,7 +133,7 @@ impl Agent for Service {
         _context: &TtrpcContext,
         request: ConfigureNetworkRequest,
     ) -> ttrpc::Result<Empty> {
-        empty(network::configure(&request))
+        empty(self.sandbox.configure_network(&request))
     }
 
     async fn attach_device(

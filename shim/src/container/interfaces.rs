@@ -53,6 +53,7 @@ impl Tasks {
         agent: &Agent,
     ) -> Result<(), TaskError> {
         let hot_plug = self.pod().vm().map_err(TaskError::failed)?.hot_plug();
+        let configuration = network.configuration();
         for interface in &network.interfaces {
             let queues: Vec<_> = interface.queues.iter().map(AsFd::as_fd).collect();
             let attached = hot_plug.attach(Device::Interface(vm::described(interface)), &queues).await;
@@ -63,7 +64,8 @@ impl Tasks {
             let answer = agent.ask(agent.calls().attach_device(no_timeout(), &attach_request(place))).await;
             self.answer(answer).await?;
         }
-        let answer = agent.ask(agent.calls().configure_network(no_timeout(), &network.configuration)).await;
+        let configuration = configuration.complete().await.map_err(TaskError::failed)?;
+        let answer = agent.ask(agent.calls().configure_network(no_timeout(), &configuration)).await;
         self.answer(answer).await.map(drop)
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! Beside each interface stands a tap, whose frames are the guest's; all that arrives at the interface leaves by the
 //! tap and the other way round, so that to everybody else the guest is what the interface was. The guest gets the same
-//! names, Ethernet addresses, IP addresses, routes and neighbours. What cannot be carried over is an error that names
+//! names, Ethernet addresses, IP addresses, routes, neighbours and sysctls. What cannot be carried over is an error that names
 //! it.
 //!
 //! [`PodNetwork::disconnect`] takes all of it back. If nobody is left to call that, the taps go when the last descriptor
 //! of their queues is closed, and [`clean_up`] removes what is left on the interfaces.
 
 mod addresses;
+mod configuration;
 mod error;
 mod links;
 mod loopback;
@@ -17,6 +18,7 @@ mod neighbours;
 mod netlink;
 mod redirect;
 mod routes;
+mod sysctls;
 mod tap;
 
 use std::io;
@@ -25,6 +27,7 @@ use std::path::Path;
 
 use saya_agent_api::agent::{ConfigureNetworkRequest, Interface};
 
+pub(crate) use configuration::Configuration;
 pub(crate) use error::NetworkError;
 pub(crate) use loopback::LoopbackListener;
 pub(crate) use namespace::NetworkNamespace as PodNamespace;
@@ -43,8 +46,8 @@ pub(crate) struct PodNetwork {
     namespace: NetworkNamespace,
     /// The interfaces, in the order of their numbers.
     pub(crate) interfaces: Vec<PodInterface>,
-    /// What the agent is to be told.
-    pub(crate) configuration: ConfigureNetworkRequest,
+    /// What the agent is to be told, but for the sysctls.
+    configuration: ConfigureNetworkRequest,
 }
 
 /// What the VMM needs to know of an interface.

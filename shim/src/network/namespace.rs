@@ -33,11 +33,10 @@ impl NetworkNamespace {
     /// # Errors
     /// The kernel refuses.
     pub(super) fn make() -> Result<Self, NetworkError> {
-        let made = visit(|| {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            Ok(Self(File::open("/proc/thread-self/ns/net")?.into()))
-        });
-        made.and_then(|made| made).map_err(NetworkError::host("making a network namespace"))
+        in_new(|| {
+            let path = "/proc/thread-self/ns/net";
+            Ok(Self(File::open(path).map_err(NetworkError::host(path))?.into()))
+        })
     }
 
     /// Another handle to it.
@@ -77,6 +76,21 @@ impl NetworkNamespace {
         };
         visit(enter_and_work).map_err(NetworkError::host("network namespace"))?
     }
+}
+
+/// Runs `work` on a thread of its own in a namespace that nobody else has, and that ends with it.
+///
+/// # Errors
+/// What `work` returns, and that the kernel makes no namespace.
+pub(super) fn in_new<T: Send>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
+    let leave_and_work = || {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|error| NetworkError::host("making a network namespace")(error.into()))?;
+        work()
+    };
+    visit(leave_and_work).map_err(NetworkError::host("a new network namespace"))?
 }
 
 /// Runs `work` on a thread of its own, so that the namespace which it enters is not the caller's.

@@ -1,7 +1,7 @@
 //! Tests in network namespaces that they make: one is the pod's, the other what is around it. Where namespaces
 //! cannot be made, or without ip(8) and tc(8), they say so and end.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -569,4 +569,53 @@ fn an_interface_that_comes_later_is_tied_beside_those_that_are() {
     assert!(connect_later(&pod.path(), &network.known(), 1, UNNOTED).unwrap().is_none(), "both are known");
     network.disconnect().unwrap();
     pod.assert_clean();
+}
+
+/// What the guest is told of the sysctls of a network, as `path=value`.
+async fn sysctls(network: &PodNetwork) -> Vec<String> {
+    let configuration = network.configuration().complete().await.unwrap();
+    configuration
+        .sysctls
+        .iter()
+        .map(|one| format!("{}={}", one.path.join("/"), one.value.trim_end()))
+        .collect()
+}
+
+#[tokio::test]
+async fn sysctls_that_have_been_set_in_the_pods_namespace_are_told() {
+    let Some(pod) = Pod::new() else { return };
+    run("ip link add far type veth peer name near");
+    run(&format!("ip link set near address 02:00:00:00:00:06 netns {}", pod.path().display()));
+    pod.run("ip link set near name eth0.5 up");
+    let network = pod.connect().unwrap();
+    assert_eq!(sysctls(&network).await, [""; 0]);
+
+    let ports = (1000..4000).step_by(2).map(|port| port.to_string()).collect::<Vec<_>>().join(",");
+    let set = [
+        ("core/somaxconn", "77"),
+        ("ipv4/conf/eth0.5/arp_ignore", "2"),
+        ("ipv4/ip_local_port_range", "1024\t2048"),
+        // Longer than what is read at first.
+        ("ipv4/ip_local_reserved_ports", &ports),
+        ("ipv4/neigh/eth0/gc_stale_time", "61"),
+        ("ipv6/conf/eth0/accept_ra", "0"),
+        ("ipv6/conf/eth0/stable_secret", "fd00:0000:0000:0000:0000:0000:0000:0007"),
+    ];
+    // The tap is nobody's interface but the sandbox's.
+    let of_tap = format!("ipv4/conf/sayatap{}/arp_ignore", network.interfaces[0].index);
+    let write = |name: &str, value: &str| fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
+    let write_all = || {
+        set.iter().for_each(|(name, value)| write(name, value));
+        write(&of_tap, "2");
+        Ok(())
+    };
+    network.namespace().unwrap().run(write_all).unwrap();
+    // The kernel makes addresses with a secret that it has.
+    let mut expected = vec!["ipv6/conf/eth0/addr_gen_mode=2".to_owned()];
+    expected.extend(set.iter().map(|(name, value)| format!("{name}={value}")));
+    expected.sort();
+    let mut told = sysctls(&network).await;
+    told.sort();
+    assert_eq!(told, expected);
+    network.disconnect().unwrap();
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::thread::CapabilitySet;
-use saya_agent_api::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest};
+use saya_agent_api::agent::ConfigureSandboxRequest;
 use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE, READY_LINE_LIMIT, READY_PORT};
 use saya_vmm::control::{
     self, Boot, CONSOLE_TAIL, ControlError, Event, FileRole, Interface, Request, Share, ShimEnd, StopReason,
@@ -30,7 +30,7 @@ use crate::cgroup;
 use crate::config::Config;
 use crate::daemon::rights;
 use crate::foreign_text::clean;
-use crate::network::{PodInterface, PodNetwork};
+use crate::network::{Configuration, NetworkError, PodInterface, PodNetwork};
 use crate::readiness::{register, take_turns};
 use crate::sizing::Size;
 
@@ -188,7 +188,7 @@ impl Vm {
         control.send(&Request::Boot(boot), &descriptors)?;
         let network = network.map(|network| {
             network.close_queues();
-            network.configuration.clone()
+            network.configuration()
         });
         control.set_nonblocking(true).map_err(VmError::Spawn)?;
         let control = Arc::new(register(control).map_err(VmError::Spawn)?);
@@ -322,7 +322,7 @@ struct Supervisor {
 /// What the agent is told first.
 struct Greeting {
     sandbox: ConfigureSandboxRequest,
-    network: Option<ConfigureNetworkRequest>,
+    network: Option<Configuration>,
 }
 
 impl Supervisor {
@@ -422,7 +422,7 @@ impl Supervisor {
                     tokio::time::sleep(LAST_WORDS).await;
                     "the agent in the guest is gone".to_owned()
                 }
-                Err(error) => format!("the agent in the guest: {error}"),
+                Err(error) => error.to_string(),
             };
             // Where the VM has ended meanwhile nobody listens any more.
             let _ = stop.try_send(reason);
@@ -459,6 +459,29 @@ fn become_ready(state: &mut VmState, agent: Agent) -> bool {
     booting
 }
 
+/// Why the conversation with the agent has not begun.
+#[derive(Debug, thiserror::Error)]
+enum GreetingError {
+    /// The way to it.
+    #[error("the agent in the guest: {0}")]
+    Connection(#[from] io::Error),
+    /// What it answers.
+    #[error("the agent in the guest: {0}")]
+    Agent(String),
+    /// What it is to be told.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+impl From<ttrpc::Error> for GreetingError {
+    fn from(error: ttrpc::Error) -> Self {
+        Self::Agent(match error {
+            ttrpc::Error::RpcStatus(status) => status.message,
+            error => error.to_string(),
+        })
+    }
+}
+
 /// The line with which the agent reports itself, both in microseconds of the guest's `CLOCK_BOOTTIME`.
 #[derive(Debug, Default, Deserialize)]
 struct ReadyLine {
@@ -472,13 +495,13 @@ async fn converse(
     vsock: VsockAddress,
     greeting: Greeting,
     timeline: &Recorder,
-) -> io::Result<(Agent, UnixStream)> {
+) -> Result<(Agent, UnixStream), GreetingError> {
     timeline.mark(|timeline| &mut timeline.agent_listening_ns);
     let connection = std::os::unix::net::UnixStream::from(connection);
     connection.set_nonblocking(true)?;
     let mut connection = UnixStream::from_std(connection)?;
     let line = read_line(&mut connection, READY_LINE_LIMIT).await?;
-    let ready: ReadyLine = serde_json::from_slice(&line)?;
+    let ready: ReadyLine = serde_json::from_slice(&line).map_err(io::Error::from)?;
     timeline.change(|timeline| {
         let in_user_space =
             ready.listening_us.saturating_sub(ready.entered_user_space_us).saturating_mul(1000);
@@ -486,16 +509,17 @@ async fn converse(
     });
 
     let agent = Agent::connect(vsock).await?;
-    greeting.tell(&agent).await.map_err(io::Error::other)?;
+    greeting.tell(&agent).await?;
     timeline.mark(|timeline| &mut timeline.sandbox_configured_ns);
     Ok((agent, connection))
 }
 
 impl Greeting {
-    async fn tell(self, agent: &Agent) -> ttrpc::Result<()> {
+    async fn tell(self, agent: &Agent) -> Result<(), GreetingError> {
         agent.ask(agent.calls().configure_sandbox(no_timeout(), &self.sandbox)).await?;
-        if let Some(network) = &self.network {
-            agent.ask(agent.calls().configure_network(no_timeout(), network)).await?;
+        if let Some(network) = self.network {
+            let network = network.complete().await?;
+            agent.ask(agent.calls().configure_network(no_timeout(), &network)).await?;
         }
         Ok(())
     }

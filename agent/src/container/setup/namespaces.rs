@@ -174,8 +174,7 @@ pub(super) fn configure(plan: &ContainerPlan) -> Result<()> {
         rustix::system::setdomainname(name.as_bytes()).context(|| format!("set the domain name {name:?}"))?;
     }
     for sysctl in &plan.sysctls {
-        fs::write(&sysctl.path, &sysctl.value)
-            .context(|| format!("write {:?} to {}", sysctl.value, sysctl.path.display()))?;
+        sysctl.set().context(|| format!("write {:?} to {}", sysctl.value, sysctl.path.display()))?;
     }
     Ok(())
 }

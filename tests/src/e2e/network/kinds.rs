@@ -32,7 +32,9 @@ pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
     let chain = [
         json!({"type": "bridge", "bridge": "sayabr", "isGateway": true, "mtu": 9000,
                "ipam": host_local(context, &ranges, &routes)}),
-        json!({"type": "tuning", "mac": "02:77:00:00:00:07", "mtu": 8000}),
+        json!({"type": "tuning", "mac": "02:77:00:00:00:07", "mtu": 8000, "sysctl": {
+            "net.core.somaxconn": "777", "net.ipv4.ip_local_port_range": "20000 30000",
+            "net.ipv4.conf.IFNAME.arp_ignore": "1", "net.ipv6.conf.IFNAME.accept_ra": "0"}}),
         json!({"type": "bandwidth", "ingressRate": RATE, "ingressBurst": BURST,
                "egressRate": RATE, "egressBurst": BURST}),
         json!({"type": "firewall", "backend": "iptables"}),
@@ -52,6 +54,13 @@ pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
     expect_same_network(&container, &namespace, "eth0")?;
     let mac = container.exec("mac", &["cat", "/sys/class/net/eth0/address", "/sys/class/net/eth0/mtu"])?;
     ensure!(mac.text() == "02:77:00:00:00:07\n8000\n", "{mac:?}");
+    let files = [
+        "core/somaxconn",
+        "ipv4/ip_local_port_range",
+        "ipv4/conf/eth0/arp_ignore",
+        "ipv6/conf/eth0/accept_ra",
+    ];
+    expect_sysctls(&container, &files, "777\n20000\t30000\n1\n0\n")?;
     let addresses = attachment.addresses()?;
     for (address, gateway) in addresses.iter().zip(["10.77.0.1", "fd77::1"]) {
         expect_ping_from_host(*address, 7000)?;
@@ -289,6 +298,14 @@ fn expect_frames_above_the_mtu(container: &Running, gateway: IpAddr) -> anyhow::
     serve_to(container, "fetch", gateway).context("TCP out of the container")?;
     let frames = count()? - before;
     ensure!(frames < VOLUME / 9000, "{VOLUME} bytes came in {frames} frames");
+    Ok(())
+}
+
+/// What the files below /proc/sys/net have, one after the other.
+pub(super) fn expect_sysctls(container: &Running, files: &[&str], expected: &str) -> anyhow::Result<()> {
+    let command = format!("cd /proc/sys/net && cat {}", files.join(" "));
+    let text = container.exec("sysctls", &["sh", "-c", &command])?.expect_status(0)?.text();
+    ensure!(text == expected, "{files:?}: {text:?} and not {expected:?}");
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Networks that a guest cannot have, and networks that a pod leaves without a word.
 
+use std::fs;
+
 use anyhow::ensure;
 
 use crate::cni::Netns;
@@ -33,14 +35,24 @@ pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
         for command in setup {
             namespace.ip(command)?;
         }
-        let before = namespace.contents()?;
-        let ended = context.run(&[&namespace.flag()], "refused", &["true"])?;
-        ensure!(ended.status != Some(0), "{setup:?} was taken");
-        for word in words {
-            ensure!(ended.stderr.contains(word), "the error does not name {word}: {}", ended.stderr);
-        }
-        ensure!(namespace.contents()? == before, "left in the namespace: {}", namespace.contents()?);
+        expect_refusal(context, &namespace, words)?;
     }
+    // Of a part of the kernel that the guest's does not have.
+    let namespace = Netns::new("saya-refused")?;
+    namespace.ip("link add fine type dummy")?;
+    namespace.ip("link set fine up")?;
+    namespace.inside(|| Ok(fs::write("/proc/sys/net/mptcp/enabled", "0")?))?;
+    expect_refusal(context, &namespace, &["net/mptcp/enabled", "\"0\"", "does not have", "tuning"])
+}
+
+fn expect_refusal(context: &Context, namespace: &Netns, words: &[&str]) -> anyhow::Result<()> {
+    let before = namespace.contents()?;
+    let ended = context.run(&[&namespace.flag()], "refused", &["true"])?;
+    ensure!(ended.status != Some(0), "a network was taken whose refusal should have named {words:?}");
+    for word in words {
+        ensure!(ended.stderr.contains(word), "the error does not name {word}: {}", ended.stderr);
+    }
+    ensure!(namespace.contents()? == before, "left in the namespace: {}", namespace.contents()?);
     Ok(())
 }
 
