@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::layout::HIGH_MEMORY;
 use crate::memory::GuestMemory;
@@ -148,12 +148,21 @@ impl KernelImage {
     }
 }
 
-/// Reads `length` bytes from the file's position straight into guest memory: one copy, made by the kernel.
+/// Reads `length` bytes from the file's position straight into guest memory: one copy, made by the kernel. A file may give less at
+/// once than is asked for.
 pub(super) fn read_into(memory: &GuestMemory, mut file: &File, address: u64, length: u64) -> io::Result<()> {
-    let length = usize::try_from(length).map_err(io::Error::other)?;
-    memory
-        .read_exact_volatile_from(GuestAddress(address), &mut file, length)
-        .map_err(|error| io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string()))
+    let mut rest = usize::try_from(length).map_err(io::Error::other)?;
+    let mut to = GuestAddress(address);
+    while rest > 0 {
+        let read = memory.read_volatile_from(to, &mut file, rest).map_err(io::Error::other)?;
+        if read == 0 {
+            let message = format!("the file ends {rest} bytes too early");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
+        rest = rest.saturating_sub(read);
+        to = to.unchecked_add(read as u64);
+    }
+    Ok(())
 }
 
 fn read_file_header(file: &File) -> Result<Elf64_Ehdr, KernelError> {

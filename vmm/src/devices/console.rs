@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn a_kernel_that_has_panicked_does_not_write_for_ever() {
         let text = b"[    0.2] hello\n[    0.3] Kernel panic - not syncing: VFS\n[    0.4] CPU: 0\n";
-        let mut port = SerialPort::new(Console::default());
+        let mut port = SerialPort { last_words: Duration::MAX, ..SerialPort::new(Console::default()) };
         assert_eq!(port.write(0, text), None, "it may say where");
         port.last_words = Duration::ZERO;
         assert_eq!(port.write(0, b"[    0.0] Linux version\n"), Some(StopReason::Rebooted));
