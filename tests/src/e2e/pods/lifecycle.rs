@@ -18,9 +18,9 @@ const MANY_RESTARTS: u32 = 20;
 const TASKS: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
 
 /// The lab's configuration announces version 3 of the Task service where containerd is new enough; containerd then finds a
-/// container's shim by its pod.
+/// container's shim by its pod. A pod by the Sandbox API, which another handler may make, has no task of its own.
 fn expect_version(context: &Context, ids: [&str; 2]) -> anyhow::Result<()> {
-    if context.is_control() || !newer_containerd::is_installed() {
+    if context.is_control() || context.handler.is_some() || !newer_containerd::is_installed() {
         return Ok(());
     }
     for id in ids {
