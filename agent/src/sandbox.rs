@@ -20,7 +20,7 @@ pub(crate) struct Sandbox {
     /// What containers need of the agent.
     pub(crate) surroundings: Surroundings,
     containers: Mutex<Containers>,
-    /// What the containers' specs have set of the network that they share, in the order of their creation.
+    /// What the containers' specs have set of the network that they share, in the order of their creation, each sysctl once.
     network_sysctls: Mutex<Vec<Sysctl>>,
 }
 
@@ -57,8 +57,7 @@ impl Sandbox {
         let mut containers = self.containers();
         match made {
             Ok(container) => {
-                let sysctls = plan.sysctls.iter().filter(|sysctl| sysctl.is_of_network());
-                self.network_sysctls().extend(sysctls.cloned());
+                remember(&mut self.network_sysctls(), &plan.sysctls);
                 containers.insert(plan.id.clone(), Some(Arc::clone(&container)));
                 Ok(container)
             }
@@ -93,5 +92,30 @@ impl Sandbox {
 
     fn containers(&self) -> MutexGuard<'_, Containers> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Adds what a container's spec sets of the network to what is `known`: of each sysctl the last value, however often a container is made
+/// anew.
+fn remember(known: &mut Vec<Sysctl>, sysctls: &[Sysctl]) {
+    for sysctl in sysctls.iter().filter(|sysctl| sysctl.is_of_network()) {
+        known.retain(|earlier| earlier.path != sysctl.path);
+        known.push(sysctl.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_each_network_sysctl_the_last_value_is_remembered_however_often_containers_come() {
+        let sysctl = |name, value| Sysctl::new(name, value).unwrap();
+        let mut known = Vec::new();
+        for value in ["1", "2", "3"] {
+            remember(&mut known, &[sysctl("net.core.somaxconn", value), sysctl("kernel.msgmax", value)]);
+            remember(&mut known, &[sysctl("net.ipv4.ip_forward", "1")]);
+        }
+        assert_eq!(known, [sysctl("net.core.somaxconn", "3"), sysctl("net.ipv4.ip_forward", "1")]);
     }
 }

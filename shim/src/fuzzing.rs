@@ -4,10 +4,10 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::identifier;
-use crate::pod::settings::Settings;
 use crate::sizing;
 use crate::spec::Document;
 use crate::spec::mounts::SourceKind;
+use crate::spec::settings::Settings;
 use crate::spec::translation::{self, Context};
 
 /// An OCI spec, with its annotations, limits, mounts and hooks. All paths of the host are directories.

@@ -20,6 +20,7 @@ mod mount;
 mod network;
 mod pod;
 mod readiness;
+mod rights;
 mod sandbox_service;
 mod sizing;
 mod spec;

@@ -3,7 +3,7 @@
 //! The size is fixed for the VM's life. It follows from the pod's limits where there are any: those that CRI's
 //! annotations give for the whole pod, else those of the container that makes the pod.
 //!
-//! A pod that [sets](crate::pod::settings) its size has no less than that, whatever its limits are.
+//! A pod that [sets](crate::spec::settings) its size has no less than that, whatever its limits are.
 //!
 //! - memory: the limit plus `memory_overhead`, rounded up to 2 MiB; without a limit, `memory`.
 //! - vCPUs: the CPU quota in whole CPUs, rounded up; without a quota, `vcpus`. A cpuset raises this to what it names,

@@ -2,7 +2,6 @@
 
 mod ending;
 mod logging;
-pub(crate) mod rights;
 
 use std::env;
 use std::io;
@@ -52,7 +51,7 @@ pub(crate) fn run(flags: &Flags) -> io::Result<()> {
     };
     logging::start(&bundle, flags.debug);
     let listener = listener(flags)?;
-    rights::reduce()?;
+    crate::rights::reduce()?;
     // One thread: the VMM, which dies with the thread that made it, and a shim's memory want no more.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -28,10 +28,10 @@ use super::process::{self, Diagnostics};
 use super::timeline::Recorder;
 use crate::cgroup;
 use crate::config::Config;
-use crate::daemon::rights;
 use crate::foreign_text::clean;
 use crate::network::{Configuration, NetworkError, PodInterface, PodNetwork};
 use crate::readiness::{register, take_turns};
+use crate::rights;
 use crate::sizing::Size;
 
 /// The guest's vsock address. Every VM has a vsock of its own, so all can have the same.

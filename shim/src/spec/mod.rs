@@ -10,6 +10,7 @@ pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod pause;
 pub(crate) mod security_modules;
+pub(crate) mod settings;
 pub(crate) mod translation;
 
 pub(crate) use document::{Document, DocumentError};

@@ -12,7 +12,7 @@ use super::mounts::{self, MountError, SourceKind, Volume};
 use super::namespaces::{self, NamespaceError, PodNamespaces};
 use super::{Document, DocumentError, host_cpus, pause, security_modules};
 use crate::cgroup::{CgroupPath, PathError};
-use crate::pod::settings::{SettingError, Settings};
+use crate::spec::settings::{SettingError, Settings};
 
 /// What a translation needs to know beside the spec.
 pub(crate) struct Context<'a> {

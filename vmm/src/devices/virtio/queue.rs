@@ -125,12 +125,12 @@ impl Server {
             descriptors.push((index, descriptor.map_err(|source| host("dup of an eventfd", source))?));
         }
         self.lock().active = Some(Active { memory, queues, interrupt });
-        for (queue, eventfd) in descriptors {
-            let notification = eventfd.try_clone().map_err(|source| host("dup of an eventfd", source))?;
+        for (queue, notification) in descriptors {
             let handler = Arc::new(Notified { state: Arc::clone(&self.state), queue, notification });
-            // SAFETY: the descriptor is open as long as `eventfd`, which outlives the borrow.
-            let descriptor = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
-            let registration = self.event_loop.add(descriptor, EventFlags::IN, handler);
+            // SAFETY: the descriptor is open as long as `handler`, which outlives the borrow.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(handler.notification.as_raw_fd()) };
+            let registration =
+                self.event_loop.add(descriptor, EventFlags::IN, Arc::clone(&handler) as Arc<dyn Handler>);
             self.registrations.push(registration.map_err(|source| host("epoll_ctl", source))?);
         }
         Ok(())

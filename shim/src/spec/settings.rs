@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::annotations::{self, SETTING_PREFIX, UnknownAnnotation};
 use crate::config::{Config, Key, KeyError, OutOfRange};
-use crate::spec::annotations::{self, SETTING_PREFIX, UnknownAnnotation};
 
 /// An annotation that cannot be followed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
