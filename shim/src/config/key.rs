@@ -30,7 +30,7 @@ pub(crate) enum KeyError {
         "allowed_annotations: no pod may set {0}: which of the host's files a guest is made of is the operator's to say"
     )]
     File(String),
-    /// One that is not about a pod.
+    /// One that is not for a pod to say.
     #[error("allowed_annotations: no pod may set {0}: it is the node's")]
     Node(String),
     /// No key of the configuration.
@@ -70,7 +70,7 @@ impl TryFrom<String> for Key {
     fn try_from(name: String) -> Result<Self, KeyError> {
         match name.as_str() {
             "kernel" | "initramfs" => Err(KeyError::File(name)),
-            "allowed_annotations" | "shim_version" => Err(KeyError::Node(name)),
+            "allowed_annotations" | "ignore_packet_filters" | "shim_version" => Err(KeyError::Node(name)),
             _ => match Self::ALL.into_iter().find(|key| key.name() == name) {
                 Some(key) => Ok(key),
                 None => Err(KeyError::Unknown(name.chars().take(200).collect())),

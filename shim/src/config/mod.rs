@@ -39,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) boot_timeout: u32,
     /// Seconds within which the agent must answer, or at least show that it lives.
     pub(crate) agent_timeout: u32,
+    /// Whether packet filters in a pod's network namespace, which have no effect on its guest, are logged and not refused.
+    pub(crate) ignore_packet_filters: bool,
     /// The version of the Task service that is announced to a containerd which does not say what it knows: 2, or 3.
     pub(crate) shim_version: u32,
     /// The keys that a pod may set for itself.
@@ -66,6 +68,7 @@ impl Default for Config {
             console_verbose: false,
             boot_timeout: 60,
             agent_timeout: 30,
+            ignore_packet_filters: false,
             shim_version: 2,
             allowed_annotations: Vec::new(),
             file: None,
@@ -210,6 +213,7 @@ mod tests {
             console_verbose = true
             boot_timeout = 20
             agent_timeout = 10
+            ignore_packet_filters = true
             shim_version = 3
             allowed_annotations = ["memory"]
             "#,
@@ -227,6 +231,7 @@ mod tests {
                 console_verbose: true,
                 boot_timeout: 20,
                 agent_timeout: 10,
+                ignore_packet_filters: true,
                 shim_version: 3,
                 allowed_annotations: vec![Key::Memory],
                 file: Some("/etc/saya/config.toml".into()),

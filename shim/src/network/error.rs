@@ -54,6 +54,16 @@ pub(crate) enum NetworkError {
         /// Its priority, as ip-rule(8) prints it.
         priority: u32,
     },
+    /// Rules that would have no effect.
+    #[error(
+        "network: there are packet filters in the pod's network namespace ({tables}), which would see none of the guest's \
+         packets: have an init container make them, in the guest, or let them be without effect by ignore_packet_filters = \
+         true in the configuration"
+    )]
+    Filters {
+        /// The tables, in words.
+        tables: String,
+    },
 }
 
 impl NetworkError {

@@ -11,6 +11,7 @@
 mod addresses;
 mod configuration;
 mod error;
+mod firewall;
 mod links;
 mod loopback;
 mod namespace;
@@ -29,6 +30,7 @@ use saya_agent_api::agent::{ConfigureNetworkRequest, Interface};
 
 pub(crate) use configuration::Configuration;
 pub(crate) use error::NetworkError;
+pub(crate) use firewall::PacketFilters;
 pub(crate) use loopback::LoopbackListener;
 pub(crate) use namespace::NetworkNamespace as PodNamespace;
 
@@ -68,6 +70,15 @@ pub(crate) struct PodInterface {
 /// Writes the numbers of the interfaces down that are about to be tied, for [`clean_up`] after a shim that was killed at it.
 pub(crate) type Note<'a> = &'a (dyn Fn(&[u32]) -> io::Result<()> + Sync);
 
+/// How a network is to be taken.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Settings {
+    /// How many queues each tap has: one for each queue pair of the guest's.
+    pub(crate) queues: u16,
+    /// What is done about packet filters in the namespace.
+    pub(crate) packet_filters: PacketFilters,
+}
+
 /// An interface that the guest has already.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KnownInterface {
@@ -75,12 +86,12 @@ pub(crate) struct KnownInterface {
     tap: u32,
 }
 
-/// Gives the interfaces of the network namespace at `path` taps with so many queues each, one for each queue pair of
-/// the guest's. It blocks for as long as the kernel takes, some milliseconds.
+/// Gives the interfaces of the network namespace at `path` taps. It blocks for as long as the kernel takes, some
+/// milliseconds.
 ///
 /// # Errors
 /// There is something that cannot be carried over, or the kernel refuses. Then nothing is left behind.
-pub(crate) fn connect(path: &Path, queues: u16, note: Note<'_>) -> Result<PodNetwork, NetworkError> {
+pub(crate) fn connect(path: &Path, settings: Settings, note: Note<'_>) -> Result<PodNetwork, NetworkError> {
     let namespace = NetworkNamespace::open(path)?;
     if namespace.is_ours()? {
         return Err(NetworkError::HostsOwn { path: path.to_owned() });
@@ -89,7 +100,7 @@ pub(crate) fn connect(path: &Path, queues: u16, note: Note<'_>) -> Result<PodNet
         let mut netlink = open_netlink()?;
         let links = Links::read(&mut netlink, &[])?;
         let configuration = read_configuration(&mut netlink, &links)?;
-        let interfaces = tie_all(&mut netlink, links.carried, queues, note)?;
+        let interfaces = tie_all(&mut netlink, links.carried, settings, note)?;
         Ok((interfaces, configuration))
     })?;
     Ok(PodNetwork { namespace, interfaces, configuration })
@@ -103,7 +114,7 @@ pub(crate) fn connect(path: &Path, queues: u16, note: Note<'_>) -> Result<PodNet
 pub(crate) fn connect_later(
     path: &Path,
     known: &[KnownInterface],
-    queues: u16,
+    settings: Settings,
     note: Note<'_>,
 ) -> Result<Option<PodNetwork>, NetworkError> {
     let namespace = NetworkNamespace::open(path)?;
@@ -117,7 +128,7 @@ pub(crate) fn connect_later(
         }
         let configuration = read_configuration(&mut netlink, &links)?;
         links.carried.retain(is_new);
-        Ok(Some((tie_all(&mut netlink, links.carried, queues, note)?, configuration)))
+        Ok(Some((tie_all(&mut netlink, links.carried, settings, note)?, configuration)))
     })?;
     Ok(connected.map(|(interfaces, configuration)| PodNetwork { namespace, interfaces, configuration }))
 }
@@ -238,17 +249,18 @@ fn interface(link: &Link, addresses: LinkAddresses) -> Interface {
 fn tie_all(
     netlink: &mut Netlink,
     links: Vec<Link>,
-    queues: u16,
+    settings: Settings,
     note: Note<'_>,
 ) -> Result<Vec<PodInterface>, NetworkError> {
     if links.is_empty() {
         return Ok(Vec::new());
     }
+    firewall::check(settings.packet_filters)?;
     let indices: Vec<u32> = links.iter().map(|link| link.index).collect();
     note(&indices).map_err(NetworkError::host("noting which interfaces are to be tied"))?;
     let mut tied: Vec<PodInterface> = Vec::new();
     for link in links {
-        match tie(netlink, link, queues) {
+        match tie(netlink, link, settings.queues) {
             Ok(interface) => tied.push(interface),
             Err(error) => {
                 // The error that led here is the one to tell of.

@@ -19,8 +19,10 @@ use super::netlink::Netlink;
 const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 /// The table of the machine's own addresses, which the kernel fills.
 const LOCAL_TABLE: u32 = 255;
-/// The priorities of the rules that every namespace has: for the tables local, main and default.
-const USUAL_RULES: [u32; 3] = [0, 32_766, 32_767];
+/// The table in which there is nothing unless somebody enters it.
+const DEFAULT_TABLE: u32 = 253;
+/// The rules that every namespace has: their priorities, and the tables to which they lead.
+const USUAL_RULES: [(u32, u32); 3] = [(0, LOCAL_TABLE), (32_766, MAIN_TABLE), (32_767, DEFAULT_TABLE)];
 
 /// Reads the routes of the thread's namespace, in an order in which they can be added: gateways are reached by routes
 /// that come before.
@@ -58,13 +60,16 @@ fn refuse_rules(netlink: &mut Netlink, family: AddressFamily) -> Result<(), Netw
     };
     for message in listed {
         let RouteNetlinkMessage::NewRule(rule) = message else { continue };
-        let priority = rule.attributes.iter().find_map(|attribute| match attribute {
-            RuleAttribute::Priority(priority) => Some(*priority),
-            _ => None,
-        });
         // The one for the table local has priority 0, which the kernel does not mention.
-        let priority = priority.unwrap_or(0);
-        if !USUAL_RULES.contains(&priority) {
+        let (mut priority, mut table) = (0, u32::from(rule.header.table));
+        for attribute in &rule.attributes {
+            match attribute {
+                RuleAttribute::Priority(number) => priority = *number,
+                RuleAttribute::Table(number) => table = *number,
+                _ => {}
+            }
+        }
+        if !USUAL_RULES.contains(&(priority, table)) {
             let family = if family == AddressFamily::Inet { "IPv4" } else { "IPv6" };
             return Err(NetworkError::Rule { family, priority });
         }

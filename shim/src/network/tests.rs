@@ -13,8 +13,12 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::error::{InterfaceProblem, NetworkError, RouteProblem};
+use super::firewall::PacketFilters;
 use super::namespace::NetworkNamespace;
-use super::{Note, PodNetwork, clean_up, connect, connect_later, interfaces_of};
+use super::{Note, PodNetwork, Settings, clean_up, connect, connect_later, interfaces_of};
+
+/// A tap with one queue.
+const SINGLE: Settings = Settings { queues: 1, packet_filters: PacketFilters::Refused };
 
 /// For whom nobody cleans up.
 const UNNOTED: Note<'static> = &|_| Ok(());
@@ -79,7 +83,7 @@ impl Pod {
     }
 
     fn connect(&self) -> Result<PodNetwork, NetworkError> {
-        connect(&self.path(), 1, UNNOTED)
+        connect(&self.path(), SINGLE, UNNOTED)
     }
 
     /// What `connect` refuses, after which nothing of it is left.
@@ -292,7 +296,7 @@ fn frames_pass_between_the_network_and_the_guest_and_pass_the_pod_by() {
 #[test]
 fn several_queues_are_those_of_one_tap() {
     let Some(pod) = Pod::new() else { return };
-    let network = connect(&pod.path(), 3, UNNOTED).unwrap();
+    let network = connect(&pod.path(), Settings { queues: 3, ..SINGLE }, UNNOTED).unwrap();
     assert_eq!(network.interfaces[0].queues.len(), 3);
     let taps = pod.run("ip -br link show type tun");
     assert_eq!(taps.lines().count(), 1, "{taps}");
@@ -410,6 +414,9 @@ fn routes_and_rules_that_cannot_be_carried_over_are_named() {
 
     pod.run("ip -6 rule add from fd00::7 table 7 priority 99");
     assert!(matches!(pod.refusal(), NetworkError::Rule { family: "IPv6", priority: 99 }));
+    pod.run("ip -6 rule del priority 99");
+    pod.run("ip rule add from 10.1.2.3 table 7 priority 32766");
+    assert!(matches!(pod.refusal(), NetworkError::Rule { family: "IPv4", priority: 32_766 }));
 }
 
 #[test]
@@ -457,7 +464,7 @@ fn what_a_sandbox_killed_while_it_ties_an_interface_leaves_is_cleaned_up() {
         noted.lock().unwrap().push(indices.to_vec());
         Ok(())
     };
-    let network = connect(&pod.path(), 1, note).unwrap();
+    let network = connect(&pod.path(), SINGLE, note).unwrap();
     let index = network.interfaces[0].index;
     assert_eq!(noted.lock().unwrap().as_slice(), [[index]], "before there is anything");
     network.disconnect().unwrap();
@@ -465,7 +472,7 @@ fn what_a_sandbox_killed_while_it_ties_an_interface_leaves_is_cleaned_up() {
     pod.run("tc qdisc add dev eth0 ingress");
     clean_up(&pod.path(), &[]).unwrap();
     assert!(pod.run("tc qdisc show dev eth0").contains("ingress"), "nobody has said that it is a sandbox's");
-    connect(&pod.path(), 1, note).unwrap_err();
+    connect(&pod.path(), SINGLE, note).unwrap_err();
     assert_eq!(noted.lock().unwrap().last(), Some(&Vec::new()), "it is somebody else's");
     pod.run("tc filter add dev eth0 ingress protocol all prio 1 u32 match u8 0 0 flowid :1");
     clean_up(&pod.path(), &[index]).unwrap();
@@ -491,16 +498,16 @@ fn somebody_elses_ingress_discipline_is_named_and_left_alone() {
 #[test]
 fn the_hosts_own_namespace_is_refused_by_its_path() {
     let path = format!("/proc/{}/ns/net", std::process::id());
-    let error = connect(path.as_ref(), 1, UNNOTED).unwrap_err();
+    let error = connect(path.as_ref(), SINGLE, UNNOTED).unwrap_err();
     assert!(matches!(error, NetworkError::HostsOwn { .. }) && error.to_string().contains(&path), "{error}");
 }
 
 #[test]
 fn a_path_that_is_no_namespace_is_named() {
-    let error = connect("/nonexistent/netns".as_ref(), 1, UNNOTED).unwrap_err().to_string();
+    let error = connect("/nonexistent/netns".as_ref(), SINGLE, UNNOTED).unwrap_err().to_string();
     assert!(error.contains("/nonexistent/netns"), "{error}");
-    assert!(matches!(connect("/dev/null".as_ref(), 1, UNNOTED), Err(NetworkError::Namespace { .. })));
-    assert!(matches!(connect("/proc/self/ns/uts".as_ref(), 1, UNNOTED), Err(NetworkError::Host { .. })));
+    assert!(matches!(connect("/dev/null".as_ref(), SINGLE, UNNOTED), Err(NetworkError::Namespace { .. })));
+    assert!(matches!(connect("/proc/self/ns/uts".as_ref(), SINGLE, UNNOTED), Err(NetworkError::Host { .. })));
     for gone in ["/nonexistent/netns", "/dev/null"] {
         clean_up(gone.as_ref(), &[1]).unwrap();
     }
@@ -551,22 +558,28 @@ fn interfaces_of_another_namespace_are_named_and_our_own_are_nobodys_business() 
 fn an_interface_that_comes_later_is_tied_beside_those_that_are() {
     let Some(pod) = Pod::new() else { return };
     let mut network = pod.connect().unwrap();
-    assert!(connect_later(&pod.path(), &network.known(), 1, UNNOTED).unwrap().is_none(), "nothing has come");
+    assert!(
+        connect_later(&pod.path(), &network.known(), SINGLE, UNNOTED).unwrap().is_none(),
+        "nothing has come"
+    );
 
     run("ip link add late0 type veth peer name late");
     run("ip link set late0 up");
     run(&format!("ip link set late netns {}", pod.path().display()));
-    let error = connect_later(&pod.path(), &network.known(), 1, UNNOTED).unwrap_err();
+    let error = connect_later(&pod.path(), &network.known(), SINGLE, UNNOTED).unwrap_err();
     assert!(matches!(problem_of(&error, "late"), InterfaceProblem::Down), "{error}");
     pod.run("ip link set late up");
     pod.run("ip addr add 10.9.0.2/24 dev late");
-    let later = connect_later(&pod.path(), &network.known(), 1, UNNOTED).unwrap().unwrap();
+    let later = connect_later(&pod.path(), &network.known(), SINGLE, UNNOTED).unwrap().unwrap();
     assert_eq!(later.interfaces.iter().map(|late| late.name.as_str()).collect::<Vec<_>>(), ["late"]);
     let configured: Vec<_> = later.configuration.interfaces.iter().map(|one| one.name.as_str()).collect();
     assert_eq!(configured, ["eth0", "late"], "what is asked of the guest is the whole network");
 
     network.take_in(later);
-    assert!(connect_later(&pod.path(), &network.known(), 1, UNNOTED).unwrap().is_none(), "both are known");
+    assert!(
+        connect_later(&pod.path(), &network.known(), SINGLE, UNNOTED).unwrap().is_none(),
+        "both are known"
+    );
     network.disconnect().unwrap();
     pod.assert_clean();
 }

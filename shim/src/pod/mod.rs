@@ -22,7 +22,7 @@ use saya_agent_api::agent::ConfigureSandboxRequest;
 use crate::cgroup::{CgroupError, CgroupPath, Limits, PathError, PodCgroup};
 use crate::config::{Config, ConfigError};
 use crate::identifier;
-use crate::network::{self, NetworkError, PodNetwork};
+use crate::network::{self, NetworkError, PacketFilters, PodNetwork};
 use crate::sizing::{self, SizeError};
 use crate::spec::namespaces::{self, PodSandbox};
 use crate::spec::settings::{SettingError, Settings};
@@ -113,8 +113,8 @@ struct Machine {
 struct HostParts {
     cgroup: PodCgroup,
     network: Option<PodNetwork>,
-    /// How many queue pairs the guest's interfaces have.
-    queue_pairs: u16,
+    /// How interfaces that come later are to be taken.
+    network_settings: network::Settings,
 }
 
 impl Pod {
@@ -314,9 +314,9 @@ impl Pod {
             None if network::interfaces_of(pid)?.is_empty() => return Ok(None),
             None => PathBuf::from(format!("/proc/{pid}/ns/net")),
         };
-        let (known, queues) = {
+        let (known, settings) = {
             let host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
-            (host.network.as_ref().map(PodNetwork::known).unwrap_or_default(), host.queue_pairs)
+            (host.network.as_ref().map(PodNetwork::known).unwrap_or_default(), host.network_settings)
         };
         let record = self.directory.record();
         let connected = tokio::task::spawn_blocking(move || {
@@ -324,7 +324,7 @@ impl Pod {
             let note = |later: &[u32]| {
                 Record::change(&record, |record| record.interfaces = [before.as_slice(), later].concat())
             };
-            network::connect_later(&path, &known, queues, &note)
+            network::connect_later(&path, &known, settings, &note)
         });
         connected
             .await
@@ -398,7 +398,9 @@ fn boot(
     timeline: Arc<Recorder>,
 ) -> Result<Vm, PodError> {
     let size = sizing::size(config, spec)?;
-    host.queue_pairs = size.queue_pairs();
+    let packet_filters =
+        if config.ignore_packet_filters { PacketFilters::Ignored } else { PacketFilters::Refused };
+    host.network_settings = network::Settings { queues: size.queue_pairs(), packet_filters };
     directory.create().map_err(PodError::Directory)?;
     if let Some(path) = spec.text("/linux/cgroupsPath").filter(|path| !path.is_empty()) {
         host.cgroup = PodCgroup::plan(&CgroupPath::parse(path)?)?;
@@ -418,7 +420,7 @@ fn boot(
     if let Some(path) = network_namespace {
         let note =
             |interfaces: &[u32]| Record::change(&record, |record| record.interfaces = interfaces.to_vec());
-        host.network = Some(network::connect(&path, size.queue_pairs(), &note)?);
+        host.network = Some(network::connect(&path, host.network_settings, &note)?);
     }
     let sandbox = ConfigureSandboxRequest {
         hostname: spec.text("/hostname").unwrap_or_default().to_owned(),

@@ -254,6 +254,7 @@ mod tests {
             ("initramfs", "the operator's to say"),
             ("allowed_annotations", "no pod may set allowed_annotations"),
             ("shim_version", "it is the node's"),
+            ("ignore_packet_filters", "it is the node's"),
             ("colour", "\"colour\" is no key"),
         ] {
             let text = format!("allowed_annotations = [{key:?}]");

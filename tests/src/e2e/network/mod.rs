@@ -17,6 +17,10 @@ pub(super) const TESTS: &[Test] = &[
         check: refusals::refused,
     },
     Test {
+        name: "packet_filters_that_would_see_nothing_of_the_guest_are_refused_by_name",
+        check: refusals::packet_filters,
+    },
+    Test {
         name: "interfaces_that_come_between_creation_and_start_are_the_containers",
         check: late::interfaces,
     },

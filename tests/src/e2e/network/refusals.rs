@@ -5,8 +5,10 @@ use std::fs;
 use anyhow::ensure;
 
 use crate::cni::Netns;
+use crate::ctr::finish;
 use crate::e2e::context::{BUSYBOX, Context, eventually};
 use crate::e2e::leftovers::kill_shim_of;
+use crate::e2e::silent_guest::configuration;
 
 /// Bad input gets an error that names it, and leaves nothing.
 pub(super) fn refused(context: &Context) -> anyhow::Result<()> {
@@ -54,6 +56,32 @@ fn expect_refusal(context: &Context, namespace: &Netns, words: &[&str]) -> anyho
     }
     ensure!(namespace.contents()? == before, "left in the namespace: {}", namespace.contents()?);
     Ok(())
+}
+
+/// Rules that would see none of the guest's packets keep a container from being made, unless they are to be ignored. Tables
+/// without a rule do not.
+pub(super) fn packet_filters(context: &Context) -> anyhow::Result<()> {
+    context.for_ours_alone("with it there is no other kernel that packets go to")?;
+    let namespace = Netns::new("saya-filtered")?;
+    namespace.ip("link add eth0 type dummy")?;
+    namespace.ip("link set eth0 up")?;
+    let programs = [("iptables-legacy", "nat of iptables"), ("iptables-nft", "ip nat of nftables")];
+    for (program, _) in programs {
+        finish(namespace.command(program).args(["-t", "nat", "-S"]))?;
+    }
+    context.run(&[&namespace.flag()], "unfiltered", &["true"])?.expect_status(0)?;
+
+    let rule = ["OUTPUT", "-p", "tcp", "-j", "RETURN"];
+    for (program, table) in programs {
+        finish(namespace.command(program).args(["-t", "nat", "-A"]).args(rule))?;
+        expect_refusal(context, &namespace, &[table, "init container", "ignore_packet_filters"])?;
+        finish(namespace.command(program).args(["-t", "nat", "-D"]).args(rule))?;
+    }
+    finish(namespace.command("iptables-nft").args(["-P", "INPUT", "DROP"]))?;
+    expect_refusal(context, &namespace, &["ip filter of nftables"])?;
+    let file = configuration(context, &[("ignore_packet_filters", true.into())], &[])?;
+    let flags = [&namespace.flag(), "--runtime-config-path", &file];
+    context.run(&flags, "ignoring", &["true"])?.expect_status(0).map(drop)
 }
 
 /// What was tied to the interfaces goes with the pod, however it ends.
