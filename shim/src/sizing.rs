@@ -11,6 +11,7 @@
 //! - huge pages: as many as the container's limits say, reserved when the guest boots, on top of its memory.
 
 use crate::config::Config;
+use crate::spec::number_list::{NotAList, NumberList};
 use crate::spec::{Document, annotations};
 
 /// The most virtual CPUs.
@@ -75,8 +76,8 @@ pub(crate) enum SizeError {
     #[error("linux.resources.hugepageLimits: pages of {0:?} are not supported: they must be 2MB or 1GB")]
     PageSize(String),
     /// A cpuset that cannot be read.
-    #[error("linux.resources.cpu.cpus: {0:?} is not a list of CPUs such as 0-2,5")]
-    BadCpuset(String),
+    #[error("linux.resources.cpu.cpus: {0}")]
+    BadCpuset(#[from] NotAList),
 }
 
 /// What a pod may use at most, as far as it says.
@@ -151,7 +152,7 @@ fn written(spec: &Document) -> Result<Limits, SizeError> {
     let number = |pointer| spec.value().pointer(pointer).and_then(serde_json::Value::as_i64);
     let cpuset = spec.value().pointer("/linux/resources/cpu/cpus").and_then(serde_json::Value::as_str);
     // Those of CRI are the host's, and no guest confines a container to them.
-    let cpuset = cpuset.filter(|_| !spec.is_of_cri());
+    let cpuset = cpuset.filter(|list| !list.is_empty() && !spec.is_of_cri());
     let (pages_2m, pages_1g) = huge_pages(spec)?;
     Ok(Limits {
         memory_bytes: number("/linux/resources/memory/limit").and_then(positive),
@@ -207,18 +208,8 @@ fn whole_cpus(quota: Option<i64>, period: Option<i64>) -> Option<u64> {
 
 /// How many CPUs a machine must have for `list` ("0-2,5") to name only CPUs that exist.
 fn cpus_named(list: &str) -> Result<u64, SizeError> {
-    let bad = || SizeError::BadCpuset(list.chars().take(100).collect());
-    let mut needed = 0;
-    for range in list.split(',').map(str::trim).filter(|range| !range.is_empty()) {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let first: u32 = first.parse().map_err(|_| bad())?;
-        let last: u32 = last.parse().map_err(|_| bad())?;
-        if last < first {
-            return Err(bad());
-        }
-        needed = needed.max(u64::from(last) + 1);
-    }
-    Ok(needed)
+    let list: NumberList = list.parse()?;
+    Ok(u64::from(list.highest()) + 1)
 }
 
 #[cfg(test)]
@@ -274,7 +265,7 @@ mod tests {
         let spec = json!({"linux": {"resources": {"cpu": {"cpus": "0,3-4"}}}});
         assert_eq!(size_of(spec).unwrap().vcpus, 5);
         let spec = json!({"linux": {"resources": {"cpu": {"cpus": "4-3"}}}});
-        assert_eq!(size_of(spec), Err(SizeError::BadCpuset("4-3".into())));
+        assert!(matches!(size_of(spec), Err(SizeError::BadCpuset(_))));
         let spec = json!({
             "annotations": {"io.kubernetes.cri.container-type": "sandbox"},
             "linux": {"resources": {"cpu": {"cpus": "60-90"}}},

@@ -63,12 +63,12 @@ impl Limits {
     }
 }
 
-/// Passes the controllers of the limits on to the children of a cgroup of v2 (`cgroup.subtree_control`). It is fine if that cannot be:
-/// [`Limits::set`] says so.
+/// Passes the controllers that a pod's cgroup may need on to the children of a cgroup of v2 (`cgroup.subtree_control`). It is fine if
+/// that cannot be: [`Limits::set`] says so, and so does who would confine the pod to some CPUs.
 pub(super) fn pass_controllers_on(parent: &Path) {
     let file = parent.join("cgroup.subtree_control");
     let Ok(there) = fs::read_to_string(&file) else { return };
-    for controller in ["memory", "pids"] {
+    for controller in ["memory", "pids", "cpuset"] {
         if !there.split_whitespace().any(|name| name == controller)
             && let Err(error) = pass_on(&file, controller)
         {

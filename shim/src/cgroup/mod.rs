@@ -2,6 +2,7 @@
 //!
 //! The containers' own limits are enforced in the guest. This one's bound what a guest that has taken the VMM over could take of the host.
 
+mod cpuset;
 mod limits;
 mod path;
 mod removal;
@@ -10,6 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use cpuset::{Confined, confine};
 pub(crate) use limits::Limits;
 pub(crate) use path::{CgroupPath, PathError};
 pub(crate) use removal::remove;

@@ -130,6 +130,8 @@ impl Tasks {
         let malformed =
             |error: serde_json::Error| TaskError::invalid_argument(format!("linux.resources: {error}"));
         let mut resources: Map<String, Value> = serde_json::from_slice(resources).map_err(malformed)?;
+        let host_cpus = self.host_cpus(id).await;
+        let given = host_cpus.clone().after(Some(&resources)).map_err(TaskError::invalid_argument)?;
         if container.traits.of_cri {
             host_cpus::take_from_resources(&mut resources);
         }
@@ -142,8 +144,12 @@ impl Tasks {
             ..Default::default()
         };
         let agent = self.agent().await?;
+        self.change_host_cpus(id, given).await?;
         let answer = agent.ask(agent.calls().update_container(no_timeout(), &request)).await;
-        self.answer(answer).await?;
+        if let Err(error) = self.answer(answer).await {
+            self.change_host_cpus(id, host_cpus).await?;
+            return Err(error);
+        }
         container.set_limits(limits);
         Ok(())
     }

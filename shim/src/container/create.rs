@@ -21,6 +21,7 @@ use crate::mount::{self, Binding};
 use crate::pod::agent::no_timeout;
 use crate::pod::directory::ContainerPlaces;
 use crate::pod::files;
+use crate::spec::host_cpus::HostCpus;
 use crate::spec::mounts::{self, Volume};
 use crate::spec::translation::{self, Context, Translation, TranslationError};
 use crate::spec::{Document, DocumentError};
@@ -98,6 +99,7 @@ impl Tasks {
         let created = self.create_with(&request, &spec, translation, places.clone(), &mut reservation).await;
         if created.is_err() {
             self.release_devices(&request.id).await;
+            self.take_host_cpus_back(&request.id).await;
             self.remove_files(&request.id, &places).await;
         }
         created
@@ -124,6 +126,11 @@ impl Tasks {
         self.mount_volumes(&request.id, volumes, &mut guest).await?;
         self.pod().timeline().mark(|timeline| &mut timeline.rootfs_mounted_ns);
 
+        if spec.is_of_cri() && !spec.makes_pod() {
+            let resources = spec.value().pointer("/linux/resources").and_then(Value::as_object);
+            let given = HostCpus::default().after(resources).map_err(TaskError::invalid_argument)?;
+            self.give_host_cpus(&request.id, given).await?;
+        }
         let ends = HostEnds::open(&request.stdio, &request.id, self.namespace()).await?;
         let pid = self.pod().host_pid();
         let agent = self.agent().await?;

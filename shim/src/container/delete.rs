@@ -43,6 +43,7 @@ impl Tasks {
             self.forget(agent, &container.init).await;
         }
         self.release_devices(&container.id).await;
+        self.take_host_cpus_back(&container.id).await;
         container.end_watchers();
         container.init.close_io();
         let removed = self.remove_files(&container.id, &container.places).await;

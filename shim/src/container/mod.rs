@@ -7,6 +7,7 @@ mod devices;
 mod error;
 mod exit;
 mod hooks;
+mod host_cpus;
 mod interfaces;
 #[cfg(test)]
 mod lifecycle_tests;

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::error::TaskError;
+use super::host_cpus::HostCpusOfContainers;
 use super::limits::Limits;
 use super::process::{Phase, Process};
 use super::traits::Traits;
@@ -31,6 +32,7 @@ struct Inner {
     pod: Arc<Pod>,
     publisher: Publisher,
     containers: Mutex<HashMap<String, Slot>>,
+    host_cpus: tokio::sync::Mutex<HostCpusOfContainers>,
     /// Notified when a reservation has become a container, or is none any more.
     settled: Notify,
 }
@@ -91,7 +93,9 @@ impl Tasks {
     pub(crate) fn new(namespace: &str, pod: Arc<Pod>, publisher: Publisher) -> Self {
         let containers = Mutex::new(HashMap::new());
         let namespace = namespace.to_owned();
-        Self { inner: Arc::new(Inner { namespace, pod, publisher, containers, settled: Notify::new() }) }
+        let host_cpus = tokio::sync::Mutex::default();
+        let settled = Notify::new();
+        Self { inner: Arc::new(Inner { namespace, pod, publisher, containers, host_cpus, settled }) }
     }
 
     /// containerd's namespace.
@@ -107,6 +111,11 @@ impl Tasks {
     /// Where events go.
     pub(crate) fn publisher(&self) -> &Publisher {
         &self.inner.publisher
+    }
+
+    /// Which CPUs and memory nodes of the host the containers have been given.
+    pub(super) fn host_cpus_of_containers(&self) -> &tokio::sync::Mutex<HostCpusOfContainers> {
+        &self.inner.host_cpus
     }
 
     /// The agent.

@@ -301,6 +301,11 @@ impl Pod {
         self.machine.get()?.network_namespace.as_deref()
     }
 
+    /// The directories of its cgroup on the host, one with v2, one for each hierarchy with v1; none where the spec names none.
+    pub(crate) fn cgroup_directories(&self) -> Vec<PathBuf> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner).cgroup.directories()
+    }
+
     /// Ties the interfaces to taps that have come to the pod's network since the guest booted. The network of a pod whose
     /// spec names none by path is its VMM's own, into which whoever is given the pid puts interfaces. `None` where there
     /// are none.

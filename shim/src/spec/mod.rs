@@ -8,6 +8,7 @@ pub(crate) mod host_cpus;
 pub(crate) mod mappings;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
+pub(crate) mod number_list;
 pub(crate) mod pause;
 pub(crate) mod security_modules;
 pub(crate) mod settings;

@@ -7,7 +7,9 @@ use anyhow::{Context as _, ensure};
 
 use super::fixture::{Node, Pod};
 use crate::cri::Status;
-use crate::cri::messages::{DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig, MemoryUsage};
+use crate::cri::messages::{
+    ContainerConfig, DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig, MemoryUsage,
+};
 use crate::e2e::context::{Context, eventually};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -49,17 +51,7 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     let script = format!(
         "echo first; echo second >&2; head -c {LONG_LINE} /dev/zero | tr '\\0' x; echo; echo ready; dd if=/dev/zero bs={FILLING} count=1 2>/dev/null | sleep 3600"
     );
-    // As a kubelet that gives CPUs away does it. The node's numbers may be none in a guest.
-    let given = LinuxContainerResources {
-        cpuset_cpus: if context.is_control() { "0" } else { "7" }.into(),
-        cpuset_mems: if context.is_control() { "0" } else { "1" }.into(),
-        ..LinuxContainerResources::default()
-    };
-    let mut main = pod.container("main", &["sh", "-c", &script]);
-    if let Some(linux) = main.linux.as_mut() {
-        linux.resources = Some(given.clone());
-    }
-    let container = pod.start_with(&main)?;
+    let container = pod.start_with(&given_cpus(pod.container("main", &["sh", "-c", &script]), "0"))?;
     eventually("the container is ready", || Ok(pod.log("main")?.contains("stdout F ready")))
         .with_context(|| format!("its log: {:?}", pod.log("main")))?;
     let log = pod.log("main")?;
@@ -79,12 +71,52 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
         memory_limit_in_bytes: limit,
         cpu_period: 50_000,
         cpu_quota: 25_000,
-        ..given
+        ..resources_with_cpus("0")
     };
     node.cri.update(&container, resources)?;
     let shown = pod.sh(&container, "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")?;
     ensure!(shown == format!("{limit}\n25000 50000\n"), "{shown}");
+    runs_on_what_is_given(context, &pod)?;
     pod.remove()
+}
+
+/// CPUs and memory nodes of the node, as a kubelet gives them away.
+fn resources_with_cpus(cpus: &str) -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpuset_cpus: cpus.into(),
+        cpuset_mems: "0".into(),
+        ..LinuxContainerResources::default()
+    }
+}
+
+fn given_cpus(mut container: ContainerConfig, cpus: &str) -> ContainerConfig {
+    if let Some(linux) = container.linux.as_mut() {
+        linux.resources = Some(resources_with_cpus(cpus));
+    }
+    container
+}
+
+/// A pod whose one container has been given the CPU 0 runs there, and wherever the node lets it as long as another container may
+/// run anywhere. A CPU that the node does not have is refused.
+fn runs_on_what_is_given(context: &Context, pod: &Pod<'_>) -> anyhow::Result<()> {
+    let expect = |cpus: &str| -> anyhow::Result<()> {
+        // runc's pod is its pause container alone.
+        let has = |found: &str| context.is_control() || found == cpus;
+        let found = fs::read_to_string(format!("{CGROUPS}{PARENT}/{}/cpuset.cpus", pod.id))?;
+        ensure!(has(&found), "the pod runs on {found:?} and not on {cpus:?}");
+        Ok(())
+    };
+    let everywhere = || fs::read_to_string(format!("{CGROUPS}/cpuset.cpus.effective"));
+    expect("0\n")?;
+    let refused = pod.start_with(&given_cpus(pod.container("impossible", &["true"]), "4096"));
+    let told = refused.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(told.contains("cpuset.cpus"), "{refused:?}");
+    expect("0\n")?;
+    let anywhere = pod.start_idle("anywhere")?;
+    expect(&everywhere()?)?;
+    pod.cri.stop(&anywhere, Duration::ZERO)?;
+    pod.cri.remove(&anywhere)?;
+    expect("0\n")
 }
 
 /// The cgroup above a pod's, counted, as a kubelet makes it for each.
