@@ -283,17 +283,22 @@ mod tests {
         task.await.unwrap();
     }
 
-    /// Sends without end on a thread of its own, until nobody reads any more.
+    /// The most bytes that a stream may move while another task waits for its turn. A task's share is 128 rounds, and it may
+    /// have one before and one after the thread has looked what is ready.
+    const TURN: usize = 2 * 128 * CHUNK;
+
+    /// Sends on a thread of its own until nobody reads any more. It does end, but long after what is waited for, so that
+    /// whoever gives no turns fails instead of going on for ever.
     fn flood(guest: UnixStream) -> std::thread::JoinHandle<()> {
         let mut guest = guest.into_std().unwrap();
         guest.set_nonblocking(false).unwrap();
-        std::thread::spawn(move || while guest.write_all(&[b'x'; CHUNK]).is_ok() {})
+        std::thread::spawn(move || {
+            (0..32 * TURN / CHUNK).all(|_| guest.write_all(&[b'x'; CHUNK]).is_ok());
+        })
     }
 
-    /// The most bytes that a stream moves while another task waits for its turn. A task's share is 128 rounds, and it may
-    /// have one before and one after the thread has looked what is ready.
     async fn assert_others_have_their_turns(watched: &watch::Receiver<Progress>) {
-        let most = 2 * 128 * CHUNK as u64;
+        let most = TURN as u64;
         while watched.borrow().forwarded < 16 * most {
             let before = watched.borrow().forwarded;
             tokio::task::yield_now().await;

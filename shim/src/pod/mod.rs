@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use saya_agent_api::agent::ConfigureSandboxRequest;
+use saya_vmm::control::PANIC_PATIENCE;
 
 use crate::cgroup::{CgroupError, CgroupPath, Limits, PathError, PodCgroup};
 use crate::config::{Config, ConfigError};
@@ -37,12 +38,18 @@ use vm::{Plan, StopReport, Vm, VmError};
 use volumes::Volumes;
 
 /// How long a VM whose agent no longer answers may take to end by itself, before it is stopped.
-const LOST_PATIENCE: Duration = Duration::from_secs(1);
+const LOST_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How soon containerd is to know that a VM is of no more use, whichever of its agent's connections have ended and in which
-/// order.
+/// How soon containerd is to know that a VM is of no more use, whether its kernel has panicked or its agent's connections have
+/// ended, in whichever order. The most that is waited for may be half of it: the rest is for what the host has to do, to
+/// end the VMM first of all.
 const REPORT_LIMIT: Duration = Duration::from_secs(2);
-const _: () = assert!(LOST_PATIENCE.as_millis() + vm::LAST_WORDS.as_millis() <= REPORT_LIMIT.as_millis());
+const _: () = {
+    let lost = LOST_PATIENCE.as_millis() + vm::LAST_WORDS.as_millis();
+    assert!(
+        2 * lost <= REPORT_LIMIT.as_millis() && 2 * PANIC_PATIENCE.as_millis() <= REPORT_LIMIT.as_millis()
+    );
+};
 
 /// Why a pod could not be started.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 /// The longest that the shim may be told to wait for a guest, so that the VMM does not give a guest up before the shim.
 pub const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
 
+/// How long a guest whose kernel has panicked may go on writing to its console before [`Event::Stopped`] comes. It says why
+/// first, then where, which is some 1,500 characters, and at last replays its log; each character is two exits.
+pub const PANIC_PATIENCE: Duration = Duration::from_millis(500);
+
 /// The most bytes of console that [`Event::Stopped`] carries.
 pub const CONSOLE_TAIL: usize = 8 * 1024;
 

@@ -26,5 +26,5 @@ mod message;
 pub use endpoint::{ControlError, Endpoint, ShimEnd, VmmEnd, pair};
 pub use message::{
     BlockDevice, Boot, CONSOLE_TAIL, Counters, Device, Event, FileRole, Interface, LONGEST_PATIENCE,
-    PluggedDevice, Request, Share, StopReason, Timeline, Writers,
+    PANIC_PATIENCE, PluggedDevice, Request, Share, StopReason, Timeline, Writers,
 };

@@ -10,7 +10,7 @@ use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 
 use crate::bus::BusDevice;
-use crate::control::StopReason;
+use crate::control::{PANIC_PATIENCE, StopReason};
 
 /// The first I/O port of the serial port, a PC's COM1.
 pub const SERIAL_PORT: u64 = 0x3F8;
@@ -26,10 +26,6 @@ const PANIC: &str = "Kernel panic - not syncing: ";
 /// How many of the last bytes are looked at for it, whatever the guest writes; a line of the kernel's log has 1 KiB at
 /// most (`LOG_LINE_MAX`).
 const LINE: usize = 2048;
-
-/// How long a kernel that has panicked may go on writing. It says why first, then where, and at last replays its log,
-/// which is exits by the thousand; the machine's end is to be known within two seconds.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The last 64 KiB that the guest has written to its console. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -114,7 +110,7 @@ impl Trigger for NoInterrupt {
 /// A 16550 that is always ready to take a byte and never has one.
 pub struct SerialPort {
     serial: Serial<NoInterrupt, NoEvents, Console>,
-    last_words: Duration,
+    patience: Duration,
     /// When the guest said that its kernel has panicked.
     panicked: Option<Instant>,
 }
@@ -122,7 +118,7 @@ pub struct SerialPort {
 impl SerialPort {
     /// A serial port that writes to `console`.
     pub fn new(console: Console) -> Self {
-        Self { serial: Serial::new(NoInterrupt, console), last_words: LAST_WORDS, panicked: None }
+        Self { serial: Serial::new(NoInterrupt, console), patience: PANIC_PATIENCE, panicked: None }
     }
 
     /// Takes a byte. `true` when a kernel that has panicked has written for long enough.
@@ -132,7 +128,7 @@ impl SerialPort {
         if self.panicked.is_none() && byte == b'\n' && self.serial.writer().ends_in_panic() {
             self.panicked = Some(Instant::now());
         }
-        self.panicked.is_some_and(|since| since.elapsed() >= self.last_words)
+        self.panicked.is_some_and(|since| since.elapsed() >= self.patience)
     }
 }
 
@@ -207,11 +203,11 @@ mod tests {
     #[test]
     fn a_kernel_that_has_panicked_does_not_write_for_ever() {
         let text = b"[    0.2] hello\n[    0.3] Kernel panic - not syncing: VFS\n[    0.4] CPU: 0\n";
-        let mut port = SerialPort { last_words: Duration::MAX, ..SerialPort::new(Console::default()) };
+        let mut port = SerialPort { patience: Duration::MAX, ..SerialPort::new(Console::default()) };
         assert_eq!(port.write(0, text), None, "it may say where");
-        port.last_words = Duration::ZERO;
+        port.patience = Duration::ZERO;
         assert_eq!(port.write(0, b"[    0.0] Linux version\n"), Some(StopReason::Rebooted));
-        let mut hurried = SerialPort { last_words: Duration::ZERO, ..SerialPort::new(Console::default()) };
+        let mut hurried = SerialPort { patience: Duration::ZERO, ..SerialPort::new(Console::default()) };
         assert_eq!(hurried.write(0, b"[    0.2] hello\n\n[    0.3] no panic"), None);
         assert_eq!(hurried.write(0, text), Some(StopReason::Rebooted));
         assert_eq!(hurried.serial.writer().panic_message().unwrap(), "VFS");

@@ -160,15 +160,19 @@ mod tests {
 
     #[test]
     fn a_process_is_as_old_as_the_kernel_says() {
-        let before = SystemTime::now();
+        let now = || Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap();
+        let before = now();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process = Path::new("/proc").join(child.id().to_string());
-        let age = age(&process);
-        let passed = before.elapsed().unwrap();
+        let its = age(&process).unwrap();
+        let passed = now() - before;
+        let ours = age(Path::new("/proc/self")).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        // A tick is 10 ms.
-        assert!(age.unwrap() <= passed + Duration::from_millis(20), "{age:?} of {passed:?}");
+        // Its start is told in whole ticks.
+        let tick = Duration::from_millis(1000 / TICKS_PER_SECOND);
+        assert!(its <= passed + tick, "{its:?} of {passed:?}");
+        assert!(its <= ours, "it is older than its parent: {its:?} and {ours:?}");
     }
 
     #[test]

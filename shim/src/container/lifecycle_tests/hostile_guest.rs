@@ -9,6 +9,11 @@ use super::*;
 /// How long the shim waits for an answer here.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What happens before a guest has lost any patience that there is with it; whoever waits for ever fails, and does not hang.
+async fn in_time<T>(awaited: impl Future<Output = T>) -> T {
+    tokio::time::timeout(20 * PATIENCE, awaited).await.expect("it was waited for in vain")
+}
+
 async fn fixture(arguments: serde_json::Value) -> Fixture {
     Fixture::with_patience(arguments, PATIENCE).await
 }
@@ -23,7 +28,7 @@ async fn running() -> Fixture {
 /// The container has ended with its guest, and can be deleted.
 async fn assert_over(fixture: &Fixture) {
     let container = fixture.tasks.container("c1").unwrap();
-    assert_eq!(container.init.wait().await.status, 137);
+    assert_eq!(in_time(container.init.wait()).await.status, 137);
     assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 137);
     assert!(fixture.tasks.is_empty());
     assert_eq!(fixture.topics().await.last().unwrap(), "/tasks/delete");
@@ -120,9 +125,9 @@ async fn output_without_end_does_not_keep_a_killed_container_alive() {
     fixture.tasks.start("c1", "").await.unwrap();
     fixture.tasks.kill("c1", "", 9, false).await.unwrap();
     // The guest, which says that there is more to come, is ended, and with it the stream.
-    fixture.pod.stopped().await;
+    in_time(fixture.pod.stopped()).await;
     fixture.guest.turn(Manners::Silent);
-    fixture.tasks.container("c1").unwrap().init.wait().await;
+    in_time(fixture.tasks.container("c1").unwrap().init.wait()).await;
     fixture.tasks.delete("c1", "").await.unwrap();
 }
 
@@ -165,9 +170,9 @@ async fn a_guest_that_lets_another_killed_process_live_is_ended_whatever_it_answ
         let answer = fixture.tasks.kill("c1", "e1", 9, false).await;
         assert_eq!(answer.is_ok(), manners == Manners::Immortal);
         let exec = fixture.tasks.container("c1").unwrap().process("e1").unwrap();
-        assert_eq!(exec.wait().await.status, 137);
+        assert_eq!(in_time(exec.wait()).await.status, 137);
         assert!(begin.elapsed() <= 10 * PATIENCE + Duration::from_secs(10), "{:?}", begin.elapsed());
-        assert!(fixture.stop_report().await.contains("process e1 of container c1"));
+        assert!(in_time(fixture.stop_report()).await.contains("process e1 of container c1"));
         assert_over(&fixture).await;
     }
 }
@@ -180,9 +185,9 @@ async fn a_guest_whose_containers_processes_outlive_the_first_one_is_ended() {
     fixture.guest.end("c1", 0);
     let begin = tokio::time::Instant::now();
     let container = fixture.tasks.container("c1").unwrap();
-    assert_eq!(container.init.wait().await.status, 0);
+    assert_eq!(in_time(container.init.wait()).await.status, 0);
     assert!(begin.elapsed() <= 10 * PATIENCE + Duration::from_secs(10), "{:?}", begin.elapsed());
-    assert_eq!(container.process("e1").unwrap().wait().await.status, 137);
+    assert_eq!(in_time(container.process("e1").unwrap().wait()).await.status, 137);
     fixture.tasks.delete("c1", "").await.unwrap();
 }
 
@@ -251,7 +256,7 @@ async fn an_exit_status_that_cannot_be_is_that_of_an_unknown_process() {
     let fixture = running().await;
     fixture.guest.end("c1", u32::MAX);
     let container = fixture.tasks.container("c1").unwrap();
-    assert_eq!(container.init.wait().await.status, 255);
+    assert_eq!(in_time(container.init.wait()).await.status, 255);
     fixture.tasks.delete("c1", "").await.unwrap();
 }
 
@@ -263,7 +268,7 @@ async fn a_process_that_talks_back_on_its_input_loses_it() {
     fixture.tasks.start("c1", "").await.unwrap();
     // It ends by itself as soon as nobody takes what it says.
     let container = fixture.tasks.container("c1").unwrap();
-    assert_eq!(container.init.wait().await.status, 0);
+    assert_eq!(in_time(container.init.wait()).await.status, 0);
     assert_eq!(fixture.tasks.processes("c1").await.unwrap().len(), 1);
     fixture.tasks.delete("c1", "").await.unwrap();
     let nobody = fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path);
