@@ -205,12 +205,17 @@ impl Task for TaskService {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        let known = self.tasks.container(&request.id).is_ok();
-        Ok(ConnectResponse {
-            shim_pid: std::process::id(),
-            task_pid: if known { self.tasks.pod().host_pid() } else { 0 },
-            ..Default::default()
-        })
+        // containerd asks this when it starts, of each shim that it finds. containerd 1.6 does not take a shim away that answers,
+        // also where it was killed before it had asked it for the container, or before that could not be created.
+        self.tasks.settle(&request.id).await;
+        let pod = self.tasks.pod();
+        let is_sandbox = pod.files().is_some() && pod.id() == request.id;
+        let task_pid = match self.tasks.container(&request.id) {
+            Ok(_) => pod.host_pid(),
+            Err(_) if is_sandbox => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(ConnectResponse { shim_pid: std::process::id(), task_pid, ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {

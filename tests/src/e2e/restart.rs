@@ -57,7 +57,8 @@ pub(super) fn kill_containerd() -> anyhow::Result<()> {
     wait_for_another(killed)
 }
 
-fn wait_for_another(killed: Pid) -> anyhow::Result<()> {
+/// Waits until there is another containerd than the one that was `killed`.
+pub(super) fn wait_for_another(killed: Pid) -> anyhow::Result<()> {
     eventually("containerd is back", || {
         Ok(containerd::process().is_ok_and(|pid| pid != killed) && ctr(["task", "ls"]).is_ok())
     })

@@ -10,13 +10,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use containerd_shim_protos::api::ConnectRequest;
 use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim_async::Task;
 use protobuf::Message;
 use serde_json::json;
 use ttrpc::Code;
+use ttrpc::r#async::TtrpcContext;
 
 use super::create::CreateRequest;
 use super::tasks::Tasks;
+use crate::daemon::Ending;
 use crate::events::{ForwardError, Forwarder, Publisher};
 use crate::io::Stdio;
 use crate::pod::Pod;
@@ -25,6 +29,7 @@ use crate::pod::directory::PodDirectory;
 use crate::pod::files::PodFiles;
 use crate::pod::timeline::Recorder;
 use crate::pod::vm::Vm;
+use crate::task_service::TaskService;
 use fake_guest::FakeGuest;
 
 /// Keeps events instead of handing them to containerd.
@@ -118,6 +123,32 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         self.pod.directory().remove().unwrap();
     }
+}
+
+/// The pid with which the shim answers a containerd that starts, and has found it.
+async fn connected(service: &TaskService, id: &str) -> ttrpc::Result<u32> {
+    let request = ConnectRequest { id: id.into(), ..Default::default() };
+    service.connect(&TtrpcContext::default(), request).await.map(|answer| answer.task_pid)
+}
+
+fn assert_not_found(answer: &ttrpc::Result<u32>) {
+    let Err(ttrpc::Error::RpcStatus(status)) = answer else { panic!("{answer:?}") };
+    assert_eq!(status.code(), Code::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_shim_without_the_container_that_it_was_started_for_says_so_to_a_containerd_that_starts() {
+    let fixture = Fixture::new(json!(["sleep"])).await;
+    let ending = Arc::new(Ending::new(fixture.pod.clone(), None));
+    let service = TaskService::new(fixture.tasks.clone(), ending);
+    assert_not_found(&connected(&service, "c1").await);
+    let being_created = fixture.tasks.reserve("c1").unwrap();
+    let mut connecting = std::pin::pin!(connected(&service, "c1"));
+    tokio::time::timeout(Duration::ZERO, &mut connecting).await.expect_err("nobody knows yet");
+    drop(being_created);
+    assert_not_found(&connecting.await);
+    let pid = fixture.create(Stdio::default()).await.unwrap();
+    assert_eq!(connected(&service, "c1").await.unwrap(), pid);
 }
 
 #[tokio::test(flavor = "current_thread")]

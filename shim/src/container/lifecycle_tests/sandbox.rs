@@ -6,16 +6,12 @@ use containerd_shim_protos::sandbox_api::{
 };
 use containerd_shim_protos::sandbox_async::Sandbox;
 use containerd_shim_protos::shim::shim::ShutdownRequest;
-use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::any::Any;
-use ttrpc::r#async::TtrpcContext;
 
 use super::fake_guest::Manners;
 use super::*;
-use crate::daemon::Ending;
 use crate::pod::files::Names;
 use crate::sandbox_service::SandboxService;
-use crate::task_service::TaskService;
 
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -194,6 +190,8 @@ async fn a_sandbox_outlives_its_containers_and_uses_what_they_use() {
 
     // containerd asks for this after a container that could not be created.
     let tasks = TaskService::new(pods.fixture.tasks.clone(), pods.ending.clone());
+    assert_eq!(connected(&tasks, "p1").await.unwrap(), 0, "a containerd that starts leaves it in peace");
+    assert_not_found(&connected(&tasks, "c1").await);
     tasks.shutdown(&TtrpcContext::default(), ShutdownRequest::default()).await.unwrap();
     assert_eq!(pods.state().await, "SANDBOX_READY");
     let ended = tokio::time::timeout(Duration::ZERO, pods.ending.begun()).await;

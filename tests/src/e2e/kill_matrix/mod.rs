@@ -1,6 +1,7 @@
 //! Parts of a pod are killed in the middle of something. Its containers end as killed, containerd learns it, nothing is left,
 //! and the name can be used again at once.
 
+mod insider;
 mod moment;
 mod part;
 
@@ -9,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
-use self::moment::{Moment, Stage};
+use self::moment::{Case, Moment, Stage};
 use self::part::Part;
 use super::Test;
 use super::context::{BUSYBOX, Context, Running, ctr, eventually};
-use super::events::Events;
+use super::events::{Event, Events};
+use super::restart::wait_for_another;
+use super::task_api::Task;
 use crate::cni::Netns;
 use crate::containerd;
 use crate::leaks::Holdings;
@@ -33,24 +36,17 @@ pub(super) const TESTS: &[Test] = &[
 const NAME: &str = "matrix";
 
 /// What CI has time for.
-const SHORT: &[(&[Part], Moment)] = &[
-    (&[Part::Vmm], Moment::Creating),
-    (&[Part::Shim], Moment::Created),
-    (&[Part::Vmm], Moment::Executing),
-    (&[Part::Shim], Moment::Deleting),
-];
-
-/// At once, in the middle of writing: what is killed first may have begun to tell the other.
-const PAIRS: [&[Part]; 5] = [
-    &[Part::Shim, Part::Vmm],
-    &[Part::Process, Part::Shim],
-    &[Part::Guest, Part::Shim],
-    &[Part::Containerd, Part::Vmm],
-    &[Part::Containerd, Part::Shim],
+const SHORT: [(Part, Moment); 4] = [
+    (Part::Vmm, Moment::Creating),
+    (Part::Shim, Moment::Created),
+    (Part::Vmm, Moment::Executing),
+    (Part::Shim, Moment::Deleting),
 ];
 
 /// How long after a moment's beginning something is killed, where the moment is not one that lasts.
 const DELAYS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(60), Duration::from_millis(400)];
+/// The same for the many cases of several parts, and where the moment does last.
+const ONE_DELAY: [Duration; 1] = [Duration::ZERO];
 
 /// Where shims' sockets are, as the leak checker names them.
 const SOCKETS: &str = "file /run/containerd/s/";
@@ -59,52 +55,52 @@ const SOCKETS: &str = "file /run/containerd/s/";
 const CONTAINERD_NOISE: usize = 6;
 
 fn short(context: &Context) -> anyhow::Result<()> {
-    let cases = SHORT.iter().filter(|(parts, moment)| all_there(context, parts, *moment));
-    all_of(context, cases.map(|&(parts, moment)| (parts, moment, Duration::ZERO)))
+    let case = |(part, moment)| Case { parts: vec![part], moment, delay: Duration::ZERO };
+    all_of(context, SHORT.into_iter().map(case))
 }
 
 fn shims(context: &Context) -> anyhow::Result<()> {
-    all_moments(context, &[Part::Shim])
+    row(context, Part::Shim)
 }
 
 fn vmms(context: &Context) -> anyhow::Result<()> {
-    all_moments(context, &[Part::Vmm])
+    row(context, Part::Vmm)
 }
 
 fn processes(context: &Context) -> anyhow::Result<()> {
-    all_moments(context, &[Part::Process])
+    row(context, Part::Process)
 }
 
 fn guests(context: &Context) -> anyhow::Result<()> {
     context.for_ours_alone("its guest is the host")?;
-    all_moments(context, &[Part::Guest])
+    row(context, Part::Guest)
 }
 
 fn containerds(context: &Context) -> anyhow::Result<()> {
-    all_moments(context, &[Part::Containerd])
+    row(context, Part::Containerd)
+}
+
+fn row(context: &Context, part: Part) -> anyhow::Result<()> {
+    context.in_the_long_form_alone()?;
+    all_of(context, all_moments(&[part], &DELAYS))
 }
 
 fn pairs(context: &Context) -> anyhow::Result<()> {
     context.in_the_long_form_alone()?;
-    let of_ours = |parts: &&[Part]| !context.is_control() || !parts.contains(&Part::Guest);
-    all_of(context, PAIRS.into_iter().filter(of_ours).map(|parts| (parts, Moment::Writing, Duration::ZERO)))
+    let pairs = Part::ALL
+        .iter()
+        .enumerate()
+        .flat_map(|(index, one)| Part::ALL.iter().skip(index + 1).map(|other| [*one, *other]));
+    all_of(context, pairs.flat_map(|pair| all_moments(&pair, &ONE_DELAY).collect::<Vec<_>>()))
 }
 
-fn all_moments(context: &Context, parts: &'static [Part]) -> anyhow::Result<()> {
-    context.in_the_long_form_alone()?;
-    let moments = Moment::ALL.into_iter().filter(|moment| all_there(context, parts, *moment));
-    let cases = moments.flat_map(|moment| {
-        let delays = if moment.passes() { &DELAYS[..] } else { &DELAYS[..1] };
-        delays.iter().map(move |&delay| (parts, moment, delay))
-    });
-    all_of(context, cases)
+/// Parts at all moments, at each that passes after all of `delays`.
+fn all_moments(parts: &[Part], delays: &'static [Duration]) -> impl Iterator<Item = Case> {
+    Moment::ALL.into_iter().flat_map(move |moment| {
+        let delays = if moment.passes() { delays } else { &ONE_DELAY };
+        delays.iter().map(move |&delay| Case { parts: parts.to_vec(), moment, delay })
+    })
 }
-
-fn all_there(context: &Context, parts: &[Part], moment: Moment) -> bool {
-    parts.iter().all(|part| part.is_there(context, moment))
-}
-
-type Case = (&'static [Part], Moment, Duration);
 
 /// Checks cases one after the other, beside a pod that is to notice nothing, and that the name is free after the last, too.
 fn all_of(context: &Context, cases: impl Iterator<Item = Case>) -> anyhow::Result<()> {
@@ -117,17 +113,18 @@ fn all_of(context: &Context, cases: impl Iterator<Item = Case>) -> anyhow::Resul
     let before = part::size(containerd::process()?)?;
     let mut same_containerd = true;
     let mut told_after = Vec::new();
-    for (parts, moment, delay) in cases {
-        let case = format!("{parts:?} killed, {moment:?} and {delay:?} later");
-        let told = check(context, &namespace, parts, moment, delay)
+    let there = |case: &Case| case.parts.iter().all(|part| part.is_there(context, case.moment));
+    for case in cases.filter(there) {
+        let told = check(context, &namespace, &case)
             .and_then(|told| neighbour.is_undisturbed().map(|()| told))
-            .with_context(|| case.clone())?;
+            .with_context(|| format!("{case:?}"))?;
+        let told_ms = told.map(|told| told.as_secs_f64() * 1000.0);
         eprintln!(
-            "{case}{}",
-            told.map_or_else(String::new, |told| format!(": told after {} ms", told.as_millis()))
+            "{case:?}{}",
+            told_ms.map_or_else(String::new, |told| format!(": told after {told:.0} ms"))
         );
-        told_after.extend(told.map(|told| told.as_secs_f64() * 1000.0));
-        same_containerd &= !parts.contains(&Part::Containerd);
+        told_after.extend(told_ms);
+        same_containerd &= !case.kills(Part::Containerd);
     }
     if let Some(Summary { count, min, median, max }) = Summary::of(&told_after) {
         eprintln!(
@@ -177,74 +174,120 @@ impl Neighbour {
 
 /// Checks one case. How long after the kill containerd's clients were told of the exit, where it is the kill that ends the
 /// container and containerd lives.
-fn check(
-    context: &Context,
-    namespace: &Netns,
-    parts: &[Part],
-    moment: Moment,
-    delay: Duration,
-) -> anyhow::Result<Option<Duration>> {
-    let mut told = None;
+fn check(context: &Context, namespace: &Netns, case: &Case) -> anyhow::Result<Option<Duration>> {
     let (before, network) = (Holdings::now(), namespace.contents()?);
-    let with_containerd = parts.contains(&Part::Containerd);
-    let events = if with_containerd { None } else { Some(Events::follow()?) };
-
+    let containerd = case.kills(Part::Containerd).then(containerd::process).transpose()?;
+    let events = if containerd.is_none() { Some(Events::follow()?) } else { None };
     let reasons = Reasons::so_far();
-    let stage = Stage::set(context, NAME, &namespace.flag(), moment, parts)?;
-    std::thread::sleep(delay);
+
+    let mut stage = Stage::set(context, NAME, &namespace.flag(), case)?;
+    std::thread::sleep(case.delay);
     let killed = Instant::now();
-    for part in parts {
-        part.kill(NAME)?;
+    for part in &case.parts {
+        part.kill(NAME, &stage)?;
     }
-    if with_containerd {
-        eventually("containerd is back", || Ok(ctr(["task", "list"]).is_ok()))?;
-    }
+    containerd.map_or(Ok(()), wait_for_another)?;
     stage.end()?;
 
-    if parts == [Part::Containerd] {
-        // Nothing but containerd has ended, and it may not have come to end anything itself.
-        if !moment.passes() {
-            part::exec(NAME, "alive", "true")
-                .or_else(|error| if moment == Moment::Created { Ok(()) } else { Err(error) })?;
-            ensure!(moment::status(NAME)?.is_some(), "the task went with containerd");
-        }
+    let mut told = None;
+    if case.parts == [Part::Containerd] {
+        goes_on(case, &stage)?;
     } else {
-        eventually("no task runs any more", || {
-            Ok(moment::status(NAME)?.is_none_or(|status| status == "STOPPED"))
-        })?;
-        if let Some(events) = events.filter(|_| moment != Moment::Creating) {
-            let exit = events.first("/tasks/exit", |fields| fields["id"] == NAME)?;
-            let fields = exit.fields;
-            ensure!(fields["container_id"] == NAME && fields["exit_status"] == 137, "{fields}");
-            told = (!moment.passes()).then(|| exit.seen.duration_since(killed));
+        has_ended(context, case, &stage)?;
+        if let Some(events) = events.filter(|_| case.moment != Moment::Creating) {
+            let seen = exit_of(&events)?.seen;
+            told = (!case.moment.passes()).then(|| seen.duration_since(killed));
         }
-        if let ([part], false, false) = (parts, moment.passes(), context.is_control()) {
-            reasons.are_followed_by_that_of(*part)?;
-        }
+        reasons.are_followed_by_those_of(context, case)?;
     }
-    eventually("it can be removed", || {
-        // What never came to be, or is gone already, is as good.
-        ctr(["task", "rm", "--force", NAME]).ok();
-        ctr(["container", "rm", NAME]).ok();
-        Ok(moment::status(NAME)?.is_none()
-            && !ctr(["container", "ls", "-q"])?.lines().any(|line| line == NAME))
+    remove(&stage)?;
+    nothing_is_left(context, case, &before, namespace, &network)?;
+    Ok(told)
+}
+
+/// Nothing but containerd has ended, and it may not have come to end anything itself: the container goes on until it is killed,
+/// which containerd's clients are told.
+fn goes_on(case: &Case, stage: &Stage) -> anyhow::Result<()> {
+    if case.moment.passes() {
+        return Ok(());
+    }
+    let expected = if case.moment == Moment::Created { "CREATED" } else { "RUNNING" };
+    let status = moment::status(NAME)?;
+    ensure!(status.as_deref() == Some(expected), "it is {status:?}, and was {expected}");
+    if case.moment != Moment::Created {
+        part::exec(NAME, "alive", "true")?;
+    }
+    let events = Events::follow()?;
+    Part::Process.kill(NAME, stage)?;
+    exit_of(&events).map(drop)
+}
+
+/// containerd knows that the container has ended, as killed.
+fn has_ended(context: &Context, case: &Case, stage: &Stage) -> anyhow::Result<()> {
+    eventually("no task runs any more", || {
+        Ok(moment::status(NAME)?.is_none_or(|status| status == "STOPPED"))
     })?;
+    if case.moment.passes() {
+        return Ok(());
+    }
+    // It is containerd that ends a task whose shim is gone.
+    let shim_lives = !case.kills(Part::Shim);
+    eventually("its state is right", || Ok(moment::status(NAME)?.is_some() == shim_lives))?;
+    if shim_lives && case.kills(Part::Containerd) && !context.is_control() {
+        // Nobody may have been there to hear of it.
+        let exit = Task::of(stage.pod)?.beside(NAME).wait("")?;
+        ensure!(exit.exit_status == 137, "{exit:?}");
+    }
+    Ok(())
+}
+
+/// The event of the container's exit, as killed.
+fn exit_of(events: &Events) -> anyhow::Result<Event> {
+    let exit = events.first("/tasks/exit", |fields| fields["id"] == NAME)?;
+    let fields = &exit.fields;
+    ensure!(fields["container_id"] == NAME && fields["exit_status"] == 137, "{fields}");
+    Ok(exit)
+}
+
+/// The containers can be removed.
+fn remove(stage: &Stage) -> anyhow::Result<()> {
+    for container in [NAME, stage.pod] {
+        eventually("it can be removed", || {
+            // What never came to be, or is gone already, is as good.
+            ctr(["task", "rm", "--force", container]).ok();
+            ctr(["container", "rm", container]).ok();
+            Ok(moment::status(container)?.is_none()
+                && !ctr(["container", "ls", "-q"])?.lines().any(|line| line == container))
+        })
+        .context(container)?;
+    }
+    Ok(())
+}
+
+/// The host and the pod's network namespace are as they were.
+fn nothing_is_left(
+    context: &Context,
+    case: &Case,
+    before: &Holdings,
+    namespace: &Netns,
+    network: &str,
+) -> anyhow::Result<()> {
     let mut left = Vec::new();
     eventually("nothing is left", || {
         left = before.leaked_by(&Holdings::now());
-        if moment == Moment::Creating || context.is_control() {
+        if case.moment == Moment::Creating || context.is_control() {
             // Nobody asks for the socket of a shim that died before containerd had connected to it, whatever the
             // runtime; the next shim of the name takes it over. runc's shim never removes the socket of one that was killed
             // (containerd's issue 11292).
             left.retain(|thing| !thing.starts_with(SOCKETS));
         }
-        if namespace.contents()? != network {
-            left.push(format!("what is in the pod's network namespace: {}", namespace.contents()?));
+        let contents = namespace.contents()?;
+        if contents != network {
+            left.push(format!("what is in the pod's network namespace: {contents}"));
         }
         Ok(left.is_empty())
     })
-    .with_context(|| left.join(", "))?;
-    Ok(told)
+    .with_context(|| left.join(", "))
 }
 
 /// What containerd's log says of machines that have stopped; nothing where it is not in the lab's place.
@@ -257,14 +300,18 @@ impl Reasons {
         Self(fs::read_to_string(Self::LOG).unwrap_or_default())
     }
 
-    /// Waits for the reason that the end of this part is for the end of a machine, where it is one.
-    fn are_followed_by_that_of(&self, part: Part) -> anyhow::Result<()> {
-        let Some(expected) = part.reason().filter(|_| !self.0.is_empty()) else { return Ok(()) };
+    /// Waits for the reason that the end of a case's part is for the end of a machine, where it is one.
+    fn are_followed_by_those_of(&self, context: &Context, case: &Case) -> anyhow::Result<()> {
+        let [part] = case.parts[..] else { return Ok(()) };
+        // A machine that is being made or deleted may end for another reason, but for one that has another container, too.
+        let sure = !case.moment.passes() || part == Part::Guest;
+        let known = sure && !context.is_control() && !self.0.is_empty();
+        let Some(expected) = part.reason().filter(|_| known) else { return Ok(()) };
         eventually("the reason is in containerd's log", || {
             let log = Self::so_far().0;
             let new = log.get(self.0.len()..).unwrap_or_default();
             Ok(new.lines().any(|line| line.contains("machine has stopped") && line.contains(expected)))
         })
-        .with_context(|| expected)
+        .context(expected)
     }
 }

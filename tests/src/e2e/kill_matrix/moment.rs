@@ -1,10 +1,13 @@
 //! In the middle of what something is killed.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
+use super::insider::{self, Insider};
 use super::part::{self, Part};
 use crate::containerd;
 use crate::ctr::ctr;
@@ -14,7 +17,7 @@ use crate::e2e::task_api::shim_of;
 /// A moment of a container's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moment {
-    /// It is being created: what is to be killed has just come to be.
+    /// It is being created: what is to be killed has just come to be, or is about to.
     Creating,
     /// It is created and not started.
     Created,
@@ -39,8 +42,35 @@ impl Moment {
     }
 }
 
+/// What is killed, and when.
+#[derive(Debug, Clone)]
+pub(super) struct Case {
+    /// What is killed at once.
+    pub(super) parts: Vec<Part>,
+    /// In the middle of what.
+    pub(super) moment: Moment,
+    /// How long after that has begun.
+    pub(super) delay: Duration,
+}
+
+impl Case {
+    /// Whether this is among what is killed.
+    pub(super) fn kills(&self, part: Part) -> bool {
+        self.parts.contains(&part)
+    }
+}
+
+/// Where containerd keeps the bundles of `ctr`'s containers.
+const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/default";
+
 /// A container at a moment.
 pub(super) struct Stage {
+    /// The moment.
+    pub(super) moment: Moment,
+    /// The container with which the pod has begun: it has the shim.
+    pub(super) pod: &'static str,
+    /// Who acts from inside, where somebody has to.
+    pub(super) insider: Option<Insider>,
     /// A client that waits for something.
     client: Option<Child>,
 }
@@ -52,22 +82,26 @@ impl Stage {
     /// It cannot be made: the case before has left something.
     pub(super) fn set(
         context: &Context,
-        name: &str,
+        name: &'static str,
         network: &str,
-        moment: Moment,
-        parts: &[Part],
+        case: &Case,
     ) -> anyhow::Result<Self> {
-        // Who may mount has a /proc of its own to write to.
-        let may_mount = [network, "--cap-add", "CAP_SYS_ADMIN"];
-        let flags = if parts.contains(&Part::Guest) { &may_mount[..] } else { &may_mount[..1] };
+        let insider = Insider::for_case(context, network, case)?;
+        let pod = if insider.is_some() { insider::POD } else { name };
+        let flags = insider.iter().flat_map(|insider| &insider.flags);
+        let flags: Vec<&str> =
+            flags.map(String::as_str).chain(insider.is_none().then_some(network)).collect();
+        let flags = &flags[..];
+        let moment = case.moment;
         let idle = ["sleep", "3600"];
         let client = match moment {
             Moment::Creating => {
                 let flags = [&["--detach"], flags].concat();
                 let child = quiet(context.run_command(&flags, BUSYBOX, name, &idle))?;
-                let awaited = parts.first().copied();
-                eventually("the shim or the VMM is there", || {
-                    Ok(if awaited == Some(Part::Vmm) {
+                eventually("there is something to be killed", || {
+                    Ok(if insider.is_some() {
+                        Path::new(BUNDLES).join(name).exists()
+                    } else if case.kills(Part::Vmm) {
                         part::vmm(name).is_ok()
                     } else {
                         shim_of(name).is_ok()
@@ -106,12 +140,12 @@ impl Stage {
                 Some(quiet(command)?)
             }
         };
-        Ok(Self { client })
+        Ok(Self { moment, pod, insider, client })
     }
 
     /// The client has been told something, whatever it is.
-    pub(super) fn end(self) -> anyhow::Result<()> {
-        if let Some(mut client) = self.client {
+    pub(super) fn end(&mut self) -> anyhow::Result<()> {
+        if let Some(mut client) = self.client.take() {
             client.wait()?;
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::moment::Moment;
+use super::moment::{Moment, Stage};
 use crate::containerd;
 use crate::ctr::ctr;
 use crate::e2e::context::Context;
@@ -28,18 +28,21 @@ pub(super) enum Part {
 }
 
 impl Part {
+    /// All of them. Of several that are killed at once the first goes first: who is asked for a kill has to be there for it.
+    pub(super) const ALL: [Self; 5] = [Self::Process, Self::Guest, Self::Containerd, Self::Vmm, Self::Shim];
+
     /// Whether it is there, and can be reached, at the moment.
     pub(super) fn is_there(self, context: &Context, moment: Moment) -> bool {
         match self {
             Self::Shim => true,
-            Self::Vmm if context.is_control() => Self::Process.is_there(context, moment),
-            Self::Vmm => true,
-            // containerd 1.6 knows nothing of a shim that it had started and not asked for a task when it was killed, whatever the
-            // runtime (github.com/containerd/containerd/issues/6860).
-            Self::Containerd => moment != Moment::Creating,
-            Self::Process => moment != Moment::Creating,
-            // It is the container's processes that do it.
-            Self::Guest => !matches!(moment, Moment::Creating | Moment::Created),
+            // containerd 1.6 leaves a shim of runc's alone that it had started and not asked for a task when it was killed
+            // (github.com/containerd/containerd/issues/6860).
+            Self::Vmm | Self::Process | Self::Containerd if context.is_control() => {
+                moment != Moment::Creating
+            }
+            Self::Vmm | Self::Process | Self::Containerd => true,
+            // Its guest is the host.
+            Self::Guest => !context.is_control(),
         }
     }
 
@@ -53,20 +56,16 @@ impl Part {
     }
 
     /// Kills it. What has ended by itself is as good.
-    pub(super) fn kill(self, container: &str) -> anyhow::Result<()> {
-        match self {
-            Self::Shim => shim_of(container).map_or(Ok(()), end),
-            Self::Vmm => vmm(container).map_or(Ok(()), end),
-            Self::Containerd => end(containerd::process()?),
-            Self::Process => {
+    pub(super) fn kill(self, container: &str, stage: &Stage) -> anyhow::Result<()> {
+        match (self, &stage.insider) {
+            (Self::Shim, _) => shim_of(stage.pod).map_or(Ok(()), end),
+            (Self::Vmm, _) => vmm(stage.pod).map_or(Ok(()), end),
+            (Self::Containerd, _) => end(containerd::process()?),
+            (Self::Process, _) if stage.moment != Moment::Creating => {
                 ctr(["task", "kill", "--signal", "KILL", container]).ok();
                 Ok(())
             }
-            Self::Guest => {
-                // The answer is lost with who would give it.
-                exec(container, "panic", "mount -t proc proc /sys && echo c > /sys/sysrq-trigger").ok();
-                Ok(())
-            }
+            (Self::Process | Self::Guest, insider) => insider.as_ref().context("nobody inside")?.act(),
         }
     }
 }
