@@ -8,7 +8,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::queue::{Chain, Server, Service};
+use super::queue::{Chain, Server, Service, readable, writable};
 use super::{Activation, ActivationError, VirtioDevice};
 use crate::event_loop::EventLoop;
 use crate::memory::{GuestMemory, discard};
@@ -89,7 +89,7 @@ impl Service for Discard {
 
 /// Discards pages whose numbers stand in the request, neighbours together.
 fn discard_pages(memory: &GuestMemory, chain: Chain<'_>) {
-    let mut numbers = chain.readable().flat_map(|descriptor| {
+    let mut numbers = readable(chain).flat_map(|descriptor| {
         let count = u64::from(descriptor.len()) / 4;
         (0..count).map_while(move |index| {
             let address = descriptor.addr().0.checked_add(4 * index)?;
@@ -108,7 +108,7 @@ fn discard_pages(memory: &GuestMemory, chain: Chain<'_>) {
 
 /// Discards the blocks that are the request's buffers themselves.
 fn discard_blocks(memory: &GuestMemory, chain: Chain<'_>) {
-    for block in chain.writable().take(BLOCK_LIMIT) {
+    for block in writable(chain).take(BLOCK_LIMIT) {
         let _ = discard(memory, block.addr(), u64::from(block.len()));
     }
 }
@@ -204,6 +204,25 @@ mod tests {
             queue.offer(0);
             queue.serve(index, &mut Discard).unwrap();
             assert_eq!(queue.used(), [(0, 0)]);
+        }
+    }
+
+    #[test]
+    fn what_comes_after_more_descriptors_than_a_chain_may_have_is_not_heeded() {
+        for (index, flags) in [(INFLATE, 0), (REPORT, WRITE)] {
+            let mut queue = marked(&[0x20_000]);
+            queue.memory.write_obj(0x20u32, GuestAddress(0x8000)).unwrap();
+            let part = if index == INFLATE { (0x8000, 4) } else { (0x20_000, 4096) };
+            // Before it, descriptors of the other kind, without bytes.
+            let table = queue.indirect_table(2000, |at| match at {
+                1500 => (part.0, part.1, flags),
+                _ => (0x8000, 0, WRITE ^ flags),
+            });
+            queue.descriptor(0, table, 16 * 2000, INDIRECT, 0);
+            queue.offer(0);
+            queue.serve(index, &mut Discard).unwrap();
+            assert_eq!(queue.used(), [(0, 0)]);
+            assert!(holds(&queue, 0x20_000), "queue {index}");
         }
     }
 

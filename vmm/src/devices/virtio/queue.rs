@@ -4,9 +4,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::chain::MAX_DESCRIPTORS;
 use super::device::{ActivationError, DeviceQueue};
 use super::{Activation, Interrupt};
 use crate::event_loop::{EventFlags, EventLoop, Handler, Registration};
@@ -14,6 +16,17 @@ use crate::memory::GuestMemory;
 
 /// A chain of descriptors that the driver has made available.
 pub type Chain<'a> = DescriptorChain<&'a GuestMemory>;
+
+/// The descriptors of `chain` that the device may read. A chain that has more descriptors than one may have, of whatever kind
+/// and however short, is cut off: an indirect table has room for 65,535.
+pub fn readable(chain: Chain<'_>) -> impl Iterator<Item = Descriptor> {
+    chain.take(MAX_DESCRIPTORS).filter(|descriptor| !descriptor.is_write_only())
+}
+
+/// The same for those that the device may write.
+pub fn writable(chain: Chain<'_>) -> impl Iterator<Item = Descriptor> {
+    chain.take(MAX_DESCRIPTORS).filter(Descriptor::is_write_only)
+}
 
 /// A queue that the driver has brought into a state that no driver may.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +173,7 @@ mod tests {
 
     use super::*;
     use crate::devices::virtio::test_driver::{self, DriverQueue, InterruptLine};
-    use crate::devices::virtio::testing::TestQueue;
+    use crate::devices::virtio::testing::{INDIRECT, TestQueue, WRITE};
 
     /// Counts what it is asked.
     #[derive(Clone, Default)]
@@ -223,6 +236,29 @@ mod tests {
         assert_eq!(service.served, 16);
         assert_eq!(line.count(), 1);
         assert_eq!(queue.notification.read().unwrap(), 1, "it comes round again without the driver");
+    }
+
+    #[test]
+    fn of_a_chain_without_bytes_so_many_descriptors_are_looked_at_and_no_more() {
+        /// Counts the descriptors that it gets to see.
+        struct Looker {
+            readable: usize,
+            writable: usize,
+        }
+        impl Service for Looker {
+            fn serve(&mut self, _memory: &GuestMemory, _queue: usize, chain: Chain<'_>) -> u32 {
+                self.readable += readable(chain.clone()).count();
+                self.writable += writable(chain).count();
+                0
+            }
+        }
+        let mut queue = TestQueue::new(64);
+        let table = queue.indirect_table(u16::MAX, |index| (0x8000, 0, if index < 24 { WRITE } else { 0 }));
+        queue.descriptor(0, table, 16 * u32::from(u16::MAX), INDIRECT, 0);
+        queue.offer(0);
+        let mut looker = Looker { readable: 0, writable: 0 };
+        queue.serve(0, &mut looker).unwrap();
+        assert_eq!((looker.readable, looker.writable), (1000, 24));
     }
 
     #[test]

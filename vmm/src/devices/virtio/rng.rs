@@ -5,7 +5,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::queue::{Chain, Server, Service};
+use super::queue::{Chain, Server, Service, writable};
 use super::{Activation, ActivationError, VirtioDevice};
 use crate::event_loop::EventLoop;
 use crate::memory::GuestMemory;
@@ -62,7 +62,7 @@ impl Service for Entropy {
     fn serve(&mut self, memory: &GuestMemory, _queue: usize, chain: Chain<'_>) -> u32 {
         let mut left = REQUEST_LIMIT;
         let mut written = 0;
-        for descriptor in chain.writable() {
+        for descriptor in writable(chain) {
             let wanted = usize::try_from(descriptor.len()).unwrap_or(left).min(left);
             let filled = fill(memory, descriptor.addr(), wanted);
             written += filled;
@@ -143,6 +143,16 @@ mod tests {
         queue.offer(1);
         queue.serve(0, &mut Entropy).unwrap();
         assert_eq!(queue.used(), [(0, 0), (1, 16)]);
+    }
+
+    #[test]
+    fn what_comes_after_more_descriptors_than_a_chain_may_have_is_not_filled() {
+        let mut queue = TestQueue::new(64);
+        let table = queue.indirect_table(2000, |index| (0x8000, u32::from(index == 1500), WRITE));
+        queue.descriptor(0, table, 16 * 2000, INDIRECT, 0);
+        queue.offer(0);
+        queue.serve(0, &mut Entropy).unwrap();
+        assert_eq!(queue.used(), [(0, 0)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::queue::{QueueError, Service, serve_queue};
-use super::test_driver::{DriverQueue, InterruptLine};
+use super::test_driver::{DriverQueue, InterruptLine, write_descriptor};
 use super::{DeviceQueue, Interrupt};
 use crate::memory::{GuestMemory, plain};
 
@@ -12,6 +12,8 @@ pub(crate) use super::test_driver::{INDIRECT, NEXT, WRITE};
 
 /// Where the rings begin.
 const RINGS: u64 = 0x1000;
+/// Where an indirect table begins.
+const TABLE: u64 = 0x100_0000;
 
 /// A driver and its queue in 32 MiB of memory; buffers belong to 0x8000 and above.
 #[derive(Debug)]
@@ -38,6 +40,18 @@ impl TestQueue {
 
     pub(crate) fn descriptor(&mut self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
         self.driver.describe(index, address, length, flags, next);
+    }
+
+    /// Writes an indirect table of `count` descriptors that all lead to the next, each with the address, length and flags that
+    /// `part` has for its index, and returns where it lies.
+    pub(crate) fn indirect_table(&self, count: u16, part: impl Fn(u16) -> (u64, u32, u16)) -> u64 {
+        for index in 0..count {
+            let (address, length, flags) = part(index);
+            let (flags, next) = if index + 1 == count { (flags, 0) } else { (flags | NEXT, index + 1) };
+            let at = TABLE + 16 * u64::from(index);
+            write_descriptor(&self.memory, at, (address, length, flags, next));
+        }
+        TABLE
     }
 
     pub(crate) fn offer(&mut self, head: u16) {

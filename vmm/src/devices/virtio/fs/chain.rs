@@ -38,7 +38,11 @@ pub(super) fn gather<'m>(
 ) -> Result<(), ChainError> {
     buffers.clear();
     let mut complete = false;
-    for descriptor in chain {
+    // Those without bytes count, too: an indirect table may have 65,535 of them.
+    for (index, descriptor) in chain.enumerate() {
+        if index == MOST_DESCRIPTORS {
+            return Err(ChainError::TooLong);
+        }
         let side = match descriptor.is_write_only() {
             true => &mut buffers.writable,
             false if buffers.writable.pieces() > 0 => return Err(ChainError::OutOfOrder),

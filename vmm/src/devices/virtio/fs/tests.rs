@@ -294,6 +294,24 @@ fn an_indirect_table_of_absurd_length_ends_the_request_not_the_device() {
 }
 
 #[test]
+fn descriptors_without_bytes_count_like_any_other() {
+    with_driver(|driver| {
+        let length = driver.put_request(Opcode::Getattr, &[0; 16]);
+        // A request, then so many descriptors that the place for the reply is one too many.
+        for index in 0..=1024 {
+            let (address, bytes, flags) = match index {
+                0 => (REQUEST, length, NEXT),
+                1024 => (REPLY, REPLY_BYTES, WRITE),
+                _ => (REQUEST, 0, NEXT),
+            };
+            let descriptor = Descriptor::new(address, bytes, flags, index + 1);
+            driver.memory.write_obj(descriptor, GuestAddress(0x30_0000 + 16 * u64::from(index))).unwrap();
+        }
+        driver.assert_chain_is_dropped(&[Descriptor::new(0x30_0000, 16 * 1025, INDIRECT, 0)]);
+    });
+}
+
+#[test]
 fn an_indirect_table_in_an_indirect_table_ends_the_request_not_the_device() {
     with_driver(|driver| {
         let inner = Descriptor::new(0x30_0000, 16, INDIRECT, 0);
