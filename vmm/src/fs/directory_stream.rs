@@ -1,36 +1,97 @@
 //! An open directory and the names that were read from it but not yet handed out.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::limits::NAME_BYTES;
 use super::wire::{Entry, Wire};
 
 /// How much one `getdents64` reads.
 const BUFFER_BYTES: usize = 32 * 1024;
 /// The length of `struct linux_dirent64` before the name: inode, offset, record length, type.
 const RECORD_HEADER: usize = 19;
+/// The longest such record: a name of 255 bytes and its NUL, rounded up to 8 bytes.
+const LONGEST_RECORD: usize = (RECORD_HEADER + NAME_BYTES + 1).next_multiple_of(8);
 
-/// An open directory.
+/// An open directory. It need not have a descriptor all the time: on the host, one of a directory that overlayfs merges
+/// holds a whole listing in memory of the kernel's that no cgroup counts (fs/overlayfs/readdir.c). So a server keeps a
+/// few, and a directory that has been closed is opened again when it is read on.
+///
+/// Offsets mean the same in both where the directory has not changed meanwhile, or its file system derives them from names.
+/// Overlayfs counts entries, so that a name that goes would shift those after it: hence the name that comes next is remembered and
+/// found again.
 #[derive(Debug)]
 pub(super) struct DirectoryStream {
-    descriptor: OwnedFd,
-    /// The offset from which the host will read next.
-    position: u64,
+    node: u64,
+    descriptor: Option<OwnedFd>,
+    /// The offset from which the host will read next, if that is known.
+    position: Option<u64>,
+    /// The offset from which the guest is going to read on, as it was told.
+    told: u64,
+    /// Where that is in the directory as it is open now.
+    found: u64,
+    /// While it is closed: the name that comes next.
+    upcoming: Option<CString>,
 }
 
 impl DirectoryStream {
-    /// A directory that has just been opened.
-    pub(super) fn new(descriptor: OwnedFd) -> Self {
-        Self { descriptor, position: 0 }
+    /// The directory `node`, which has just been opened.
+    pub(super) fn new(node: u64, descriptor: OwnedFd) -> Self {
+        Self { node, descriptor: Some(descriptor), position: Some(0), told: 0, found: 0, upcoming: None }
     }
-}
 
-impl AsFd for DirectoryStream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+    /// Which directory.
+    pub(super) fn node(&self) -> u64 {
+        self.node
+    }
+
+    /// Whether it has a descriptor.
+    pub(super) fn is_open(&self) -> bool {
+        self.descriptor.is_some()
+    }
+
+    /// Its descriptor.
+    ///
+    /// # Errors
+    /// `EBADF` when it has none.
+    pub(super) fn descriptor(&self) -> Result<BorrowedFd<'_>, Errno> {
+        self.descriptor.as_ref().map(AsFd::as_fd).ok_or(Errno::BADF)
+    }
+
+    /// Gives the descriptor up.
+    pub(super) fn close(&mut self) {
+        let Some(descriptor) = self.descriptor.take() else { return };
+        // Who has read nothing yet begins at the beginning.
+        if self.found != 0 {
+            self.upcoming = name_at(descriptor.as_fd(), self.found);
+        }
+    }
+
+    /// Takes a new descriptor of the same directory, and finds in it where the guest reads on.
+    pub(super) fn reopen(&mut self, descriptor: OwnedFd) {
+        if let Some(name) = self.upcoming.take()
+            && name_at(descriptor.as_fd(), self.found).as_ref() != Some(&name)
+        {
+            // A name that is gone, too, leaves nothing to go by but the offset.
+            self.found = offset_of(descriptor.as_fd(), &name).unwrap_or(self.found);
+        }
+        self.position = None;
+        self.descriptor = Some(descriptor);
+    }
+
+    /// The guest reads from `offset` on: puts the host's position there.
+    fn seek(&mut self, offset: u64) -> Result<(), Errno> {
+        if offset != self.told {
+            (self.told, self.found) = (offset, offset);
+        }
+        if self.position != Some(self.found) || self.found == 0 {
+            rustix::fs::seek(self.descriptor()?, SeekFrom::Start(self.found))?;
+            self.position = Some(self.found);
+        }
+        Ok(())
     }
 }
 
@@ -67,10 +128,7 @@ impl DirectoryBuffer {
             return Ok(());
         }
         self.forget();
-        if offset != stream.position || offset == 0 {
-            rustix::fs::seek(&stream.descriptor, SeekFrom::Start(offset))?;
-            stream.position = offset;
-        }
+        stream.seek(offset)?;
         self.owner = Some((number, offset));
         Ok(())
     }
@@ -89,12 +147,13 @@ impl DirectoryBuffer {
     }
 
     /// Consumes the name that [`peek`](Self::peek) returned.
-    pub(super) fn advance(&mut self) {
+    pub(super) fn advance(&mut self, stream: &mut DirectoryStream) {
         let bytes = self.bytes.get(self.consumed..self.filled).unwrap_or_default();
         match Record::parse(bytes) {
             Some(record) => {
                 self.consumed += record.length;
                 self.owner = self.owner.map(|(number, _)| (number, record.next_offset));
+                (stream.told, stream.found) = (record.next_offset, record.next_offset);
             }
             None => self.forget(),
         }
@@ -111,8 +170,8 @@ impl DirectoryBuffer {
         self.bytes.resize(BUFFER_BYTES, 0);
         // What was there is not returned again should there be an error.
         (self.filled, self.consumed) = (0, 0);
-        self.filled = read_records(stream.as_fd(), &mut self.bytes)?;
-        stream.position = self.last_offset().unwrap_or(stream.position);
+        self.filled = read_records(stream.descriptor()?, &mut self.bytes)?;
+        stream.position = self.last_offset().or(stream.position);
         Ok(self.filled)
     }
 
@@ -163,6 +222,31 @@ impl<'a> Record<'a> {
     }
 }
 
+/// The name at `offset`, if there is one.
+fn name_at(directory: BorrowedFd<'_>, offset: u64) -> Option<CString> {
+    rustix::fs::seek(directory, SeekFrom::Start(offset)).ok()?;
+    let mut buffer = [0; LONGEST_RECORD];
+    let filled = read_records(directory, &mut buffer).ok()?;
+    Some(Record::parse(buffer.get(..filled)?)?.name.to_owned())
+}
+
+/// Where `name` is, if it is there.
+fn offset_of(directory: BorrowedFd<'_>, name: &CStr) -> Option<u64> {
+    let mut offset = rustix::fs::seek(directory, SeekFrom::Start(0)).ok()?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let filled = read_records(directory, &mut buffer).ok().filter(|filled| *filled > 0)?;
+        let mut rest = buffer.get(..filled)?;
+        while let Some(record) = Record::parse(rest) {
+            if record.name == name {
+                return Some(offset);
+            }
+            offset = record.next_offset;
+            rest = rest.get(record.length..)?;
+        }
+    }
+}
+
 fn read_records(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: the pointer and the length are those of one exclusively borrowed buffer, and the kernel writes at most
     // `length` bytes.
@@ -180,7 +264,7 @@ mod tests {
 
     fn stream(path: &std::path::Path) -> DirectoryStream {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
-        DirectoryStream::new(rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap())
+        DirectoryStream::new(1, rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap())
     }
 
     fn take(
@@ -195,7 +279,7 @@ mod tests {
         while names.len() < count {
             let Some((entry, _)) = buffer.peek(stream).unwrap() else { break };
             names.push((String::from_utf8(entry.name.to_vec()).unwrap(), entry.next_offset));
-            buffer.advance();
+            buffer.advance(stream);
         }
         names
     }

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::cache_policy::CachePolicy;
 use super::credentials::Credentials;
-use super::directory_stream::DirectoryBuffer;
+use super::directory_stream::{DirectoryBuffer, DirectoryStream};
 use super::handle_store::{HandleStore, OpenFile};
 use super::host::{DescriptorDirectory, Status};
 use super::implicit_files::{Access, ImplicitFiles, flags_for};
@@ -194,6 +194,24 @@ impl FileSystem {
         for node in self.open_for_request.drain(..) {
             self.implicit_files.remove(node);
         }
+    }
+
+    /// The open directory with this handle, with its descriptor.
+    ///
+    /// # Errors
+    /// `EBADF` or `ENOTDIR` for a handle that is not an open directory's; where it had been closed, what opening it again
+    /// returned: `ESTALE` for one that the host has moved away.
+    pub(super) fn open_directory(&mut self, handle: u64) -> Result<&mut DirectoryStream, Errno> {
+        let stream = self.handles.directory(handle)?;
+        if !stream.is_open() {
+            let node = stream.node();
+            let descriptor = self.open_node(node, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            self.handles.directory(handle)?.reopen(descriptor);
+            // What it holds of this directory may not be what comes next.
+            self.directory_buffer.forget();
+        }
+        self.handles.directory_is_used(handle);
+        self.handles.directory(handle)
     }
 
     /// Opens a regular file or directory that the guest knows anew.

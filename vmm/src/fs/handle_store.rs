@@ -1,11 +1,13 @@
 //! The files and directories that the guest has open.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::directory_stream::DirectoryStream;
+use super::limits::MOST_OPEN_DIRECTORIES;
 use super::table::{Full, Table};
 
 /// A regular file, open.
@@ -74,12 +76,14 @@ pub(super) enum Handle {
 #[derive(Debug)]
 pub(super) struct HandleStore {
     handles: Table<Handle>,
+    /// Directories that have a descriptor, those that were used longest ago first.
+    open_directories: VecDeque<u64>,
 }
 
 impl HandleStore {
     /// A store of up to `limit` handles.
     pub(super) fn new(limit: usize) -> Self {
-        Self { handles: Table::new(limit) }
+        Self { handles: Table::new(limit), open_directories: VecDeque::new() }
     }
 
     /// Keeps `handle` and returns its number.
@@ -87,7 +91,12 @@ impl HandleStore {
     /// # Errors
     /// `ENFILE` when the guest has open as much as it may.
     pub(super) fn insert(&mut self, handle: Handle) -> Result<u64, Errno> {
-        self.handles.insert(handle).map_err(|Full| Errno::NFILE)
+        let is_directory = matches!(handle, Handle::Directory(_));
+        let number = self.handles.insert(handle).map_err(|Full| Errno::NFILE)?;
+        if is_directory {
+            self.directory_is_used(number);
+        }
+        Ok(number)
     }
 
     /// The open file with this number.
@@ -114,11 +123,30 @@ impl HandleStore {
         }
     }
 
+    /// The directory with this number, which has a descriptor, is used: it keeps that for longer than the others. One that has not been
+    /// used for long may lose its own.
+    pub(super) fn directory_is_used(&mut self, number: u64) {
+        self.open_directories.retain(|open| *open != number);
+        self.open_directories.push_back(number);
+        if self.open_directories.len() > MOST_OPEN_DIRECTORIES
+            && let Some(number) = self.open_directories.pop_front()
+            && let Ok(directory) = self.directory(number)
+        {
+            directory.close();
+        }
+    }
+
+    /// How many directories have a descriptor.
+    pub(super) fn open_directories(&self) -> usize {
+        self.open_directories.len()
+    }
+
     /// Closes what has this number.
     ///
     /// # Errors
     /// `EBADF` when there is none.
     pub(super) fn remove(&mut self, number: u64) -> Result<Handle, Errno> {
+        self.open_directories.retain(|open| *open != number);
         self.handles.remove(number).ok_or(Errno::BADF)
     }
 
@@ -128,6 +156,7 @@ impl HandleStore {
         for number in numbers {
             drop(self.handles.remove(number));
         }
+        self.open_directories.clear();
     }
 
     /// Whether nothing more can be opened.

@@ -371,52 +371,66 @@ impl InodeStore {
         }
     }
 
+    /// Reaches the inode and those of its directories that are not held, from the top down. The inode that is wanted comes last,
+    /// so that none of its directories displaces it.
     fn reach_again(&mut self, number: u64) -> Result<(), Errno> {
-        let found = self.walk(number)?;
-        // The inode that is wanted comes last, so that none of its directories displaces it.
-        for (number, descriptor) in found {
-            self.make_room()?;
-            let inode = self.inodes.get_mut(number).ok_or(Errno::STALE)?;
-            inode.descriptor = Some(descriptor);
-            inode.recently_used = true;
-            self.descriptors += 1;
-            if !inode.is_candidate {
-                inode.is_candidate = true;
-                self.candidates.push_back(number);
-            }
-        }
-        Ok(())
-    }
-
-    /// Reaches the inode and those of its directories that are not held, from the top down.
-    fn walk(&self, number: u64) -> Result<Vec<(u64, OwnedFd)>, Errno> {
-        let mut missing = Vec::new();
-        let mut at = number;
-        let start = loop {
-            let inode = self.peek(at)?;
-            if let Some(descriptor) = &inode.descriptor {
-                break descriptor.as_fd();
-            }
+        let (start, missing) = self.way_to(number)?;
+        // Besides those that are kept, one descriptor at a time.
+        let mut above: Option<(u64, OwnedFd)> = None;
+        for number in missing {
+            let inode = self.peek(number)?;
             let name = inode.name.as_ref().ok_or(Errno::STALE)?;
-            missing.push((at, inode, name));
-            if missing.len() > MOST_LEVELS {
-                return Err(Errno::STALE);
-            }
-            at = name.directory;
-        };
-        let mut found: Vec<(u64, OwnedFd)> = Vec::with_capacity(missing.len());
-        for (number, inode, name) in missing.into_iter().rev() {
-            let directory = found.last().map_or(start, |(_, descriptor)| descriptor.as_fd());
-            let descriptor = reach(directory, &name.name).map_err(|error| match error {
+            let found = match &above {
+                Some((_, directory)) => reach(directory, &name.name),
+                None => reach(self.held(start)?, &name.name),
+            };
+            let descriptor = found.map_err(|error| match error {
                 Errno::NOENT | Errno::NOTDIR => Errno::STALE,
                 error => error,
             })?;
             if !inode.is_still(&Status::of(&descriptor)?) {
                 return Err(Errno::STALE);
             }
-            found.push((number, descriptor));
+            if let Some((directory, descriptor)) = above.replace((number, descriptor)) {
+                self.keep(directory, descriptor)?;
+            }
         }
-        Ok(found)
+        match above {
+            Some((number, descriptor)) => self.keep(number, descriptor),
+            None => Ok(()),
+        }
+    }
+
+    /// The nearest directory above the inode that is held, and what comes below it, down to the inode.
+    fn way_to(&self, number: u64) -> Result<(u64, Vec<u64>), Errno> {
+        let mut missing = Vec::new();
+        let mut at = number;
+        loop {
+            let inode = self.peek(at)?;
+            if inode.descriptor.is_some() {
+                missing.reverse();
+                return Ok((at, missing));
+            }
+            if missing.len() == MOST_LEVELS {
+                return Err(Errno::STALE);
+            }
+            missing.push(at);
+            at = inode.name.as_ref().ok_or(Errno::STALE)?.directory;
+        }
+    }
+
+    /// Keeps the descriptor of an inode that had none.
+    fn keep(&mut self, number: u64, descriptor: OwnedFd) -> Result<(), Errno> {
+        self.make_room()?;
+        let inode = self.inodes.get_mut(number).ok_or(Errno::STALE)?;
+        inode.descriptor = Some(descriptor);
+        inode.recently_used = true;
+        self.descriptors += 1;
+        if !inode.is_candidate {
+            inode.is_candidate = true;
+            self.candidates.push_back(number);
+        }
+        Ok(())
     }
 
     /// Gives up descriptors until one more may be held: of those inodes that were not used since the last search.

@@ -2,14 +2,22 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that are left for everything else in this process.
-const RESERVED_DESCRIPTORS: u64 = 512;
+/// Descriptors that are left for everything else in this process: one for each of the 1,023 connections of vsock, with two of which
+/// somebody may be busy, one for each of its 64 clients that have not said yet where they want to go, and some hundred for
+/// the machine and its devices.
+const RESERVED_DESCRIPTORS: u64 = 1024 + 512;
+/// What a server may have open besides inodes and files: directories, and what a request needs for a moment.
+const DESCRIPTORS_OF_A_SERVER: u64 = MOST_OPEN_DIRECTORIES as u64 + 8;
 /// The most descriptors of inodes. Each makes the host's kernel keep an inode and its path, about 2 KiB.
 const MOST_INODE_DESCRIPTORS: usize = 16 * 1024;
 /// The most files and directories that the guest may have open.
 const MOST_HANDLES: usize = 64 * 1024;
-/// The most files that are kept open for a guest that does not announce its opens.
+/// The most files that are kept open for a guest that does not announce its opens. They are counted as handles, of which such a
+/// guest has none but those of directories.
 pub(super) const MOST_IMPLICIT_FILES: usize = 4096;
+/// The most directories that are open on the host, of those that the guest has open. One that overlayfs merges holds its whole
+/// listing in memory that no cgroup counts. Programs that walk a tree have as many open as the tree is deep.
+pub(super) const MOST_OPEN_DIRECTORIES: usize = 16;
 /// The longest name of a file (`NAME_MAX`, linux/limits.h).
 pub(super) const NAME_BYTES: usize = 255;
 /// The longest target of a symbolic link (`PATH_MAX`, linux/limits.h).
@@ -30,7 +38,7 @@ pub(super) const COPY_BYTES: u64 = 16 << 20;
 pub struct DescriptorBudget {
     /// Those of inodes. A guest may know more inodes than that.
     pub inodes: usize,
-    /// Those of open files and directories.
+    /// Those of open files; also how many files and directories the guest may have open.
     pub handles: usize,
 }
 
@@ -39,7 +47,8 @@ impl DescriptorBudget {
     /// of its `servers` an equal part of what is there.
     pub fn of_this_process(servers: u32) -> Self {
         let servers = u64::from(servers.max(1));
-        let needed = RESERVED_DESCRIPTORS + servers * (MOST_INODE_DESCRIPTORS + MOST_HANDLES) as u64;
+        let of_each = (MOST_INODE_DESCRIPTORS + MOST_HANDLES) as u64 + DESCRIPTORS_OF_A_SERVER;
+        let needed = RESERVED_DESCRIPTORS + servers * of_each;
         let limit = getrlimit(Resource::Nofile);
         let hard = limit.maximum.unwrap_or(u64::MAX);
         // The hard limit first, for which a privilege is needed; then what goes without.
@@ -57,6 +66,7 @@ impl DescriptorBudget {
 
     fn share_out(available: u64, servers: u64) -> Self {
         let usable = available.saturating_sub(RESERVED_DESCRIPTORS) / servers;
+        let usable = usable.saturating_sub(DESCRIPTORS_OF_A_SERVER);
         let usable = usize::try_from(usable).unwrap_or(usize::MAX);
         let inodes = (usable / 2).clamp(64, MOST_INODE_DESCRIPTORS);
         Self { inodes, handles: usable.saturating_sub(inodes).clamp(64, MOST_HANDLES) }
@@ -69,14 +79,18 @@ mod tests {
 
     #[test]
     fn a_budget_leaves_descriptors_for_the_rest_of_the_process() {
-        let budget = DescriptorBudget::share_out(4096, 1);
-        assert_eq!(budget, DescriptorBudget { inodes: 1792, handles: 1792 });
-        let budget = DescriptorBudget::share_out(65_536, 1);
-        assert_eq!(budget, DescriptorBudget { inodes: 16_384, handles: 48_640 });
-        assert!(budget.inodes + budget.handles + 512 <= 65_536);
-        let budget = DescriptorBudget::share_out(65_536, 2);
-        assert_eq!(budget, DescriptorBudget { inodes: 16_256, handles: 16_256 });
-        assert!(2 * (budget.inodes + budget.handles) + 512 <= 65_536);
+        for (available, servers, inodes, handles) in [
+            (4096, 1, 1268, 1268),
+            (65_536, 1, 16_384, 47_592),
+            (65_536, 2, 15_988, 15_988),
+            // What the jail has: see `jail/limits.rs`.
+            (98_304, 2, 16_384, 31_976),
+        ] {
+            let budget = DescriptorBudget::share_out(available, servers);
+            assert_eq!(budget, DescriptorBudget { inodes, handles }, "{available} for {servers}");
+            let of_a_server = (budget.inodes + budget.handles) as u64 + DESCRIPTORS_OF_A_SERVER;
+            assert!(servers * of_a_server + RESERVED_DESCRIPTORS <= available);
+        }
     }
 
     #[test]
@@ -91,7 +105,8 @@ mod tests {
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
         let budget = DescriptorBudget::of_this_process(2);
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        assert!(limit >= hard.min(512 + 2 * (16_384 + 65_536)), "{limit}");
-        assert!(2 * (budget.inodes + budget.handles) as u64 + 512 <= limit.max(768), "{budget:?}");
+        assert!(limit >= hard.min(1536 + 2 * (16_384 + 65_536 + 24)), "{limit}");
+        let least = 1536 + 2 * (64 + 64 + 24);
+        assert!(2 * (budget.inodes + budget.handles + 24) as u64 + 1536 <= limit.max(least), "{budget:?}");
     }
 }

@@ -72,6 +72,11 @@ impl Server {
         self.file_system.handles.len() + self.file_system.implicit_files.len()
     }
 
+    /// How many directories are open on the host.
+    pub fn open_directories(&self) -> usize {
+        self.file_system.handles.open_directories()
+    }
+
     /// Serves one request: reads it from `buffers.readable`, does what it says and writes the reply to
     /// `buffers.writable`.
     pub fn serve(&mut self, buffers: &Buffers<'_>) -> Served {
@@ -173,13 +178,15 @@ impl Server {
             Opcode::Init | Opcode::Destroy | Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt => {
                 self.dispatch_session(opcode, header, arguments)
             }
+            // A directory may have to be opened again.
+            Opcode::Readdir | Opcode::Readdirplus | Opcode::Fsyncdir => {
+                self.file_system.credentials.prefer(header.uid, header.gid);
+                self.dispatch_open_file(opcode, header, arguments, writable)
+            }
             Opcode::Read
-            | Opcode::Readdir
-            | Opcode::Readdirplus
             | Opcode::Release
             | Opcode::Releasedir
             | Opcode::Fsync
-            | Opcode::Fsyncdir
             | Opcode::Fallocate
             | Opcode::Lseek
             | Opcode::CopyFileRange => self.dispatch_open_file(opcode, header, arguments, writable),

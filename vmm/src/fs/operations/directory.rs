@@ -27,7 +27,7 @@ impl FileSystem {
     pub(in crate::fs) fn opendir(&mut self, node: u64) -> Result<OpenOut, Errno> {
         let place = self.inodes.directory(node)?.place();
         let descriptor = self.open_node(node, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let handle = self.handles.insert(Handle::Directory(DirectoryStream::new(descriptor)))?;
+        let handle = self.handles.insert(Handle::Directory(DirectoryStream::new(node, descriptor)))?;
         let mut flags = OpenOutFlags::empty();
         if self.cache_policy.names_in(place).keep_directories {
             flags |= OpenOutFlags::CACHE_DIR | OpenOutFlags::KEEP_CACHE;
@@ -50,6 +50,7 @@ impl FileSystem {
     ) -> Result<(), Errno> {
         let begin = out.len();
         let room = room.min(usize::try_from(request.size).unwrap_or(usize::MAX));
+        self.open_directory(request.handle)?;
         let stream = self.handles.directory(request.handle)?;
         self.directory_buffer.begin(request.handle, stream, request.offset)?;
         loop {
@@ -78,7 +79,7 @@ impl FileSystem {
     /// # Errors
     /// `EBADF` or `ENOTDIR` for a handle that is not an open directory's; else what `fsync` returned.
     pub(in crate::fs) fn fsyncdir(&mut self, request: &FsyncIn) -> Result<(), Errno> {
-        let directory = self.handles.directory(request.handle)?;
+        let directory = self.open_directory(request.handle)?.descriptor()?;
         match request.flags & FSYNC_DATA_ONLY {
             0 => rustix::fs::fsync(directory),
             _ => rustix::fs::fdatasync(directory),
@@ -116,7 +117,7 @@ impl FileSystem {
         if let Some((entry, _)) = self.directory_buffer.peek(stream)? {
             put_directory_entry(&entry, out);
         }
-        self.directory_buffer.advance();
+        self.directory_buffer.advance(stream);
         Ok(Next::Entry)
     }
 }

@@ -4,11 +4,11 @@ use super::client::{Client, with_client};
 use crate::fs::wire::{EntryOut, FsyncIn, Opcode, OpenOut, ROOT_ID, ReadIn, ReleaseIn, Wire};
 
 /// One entry of a listing.
-struct Listed {
+pub(super) struct Listed {
     entry: Option<EntryOut>,
     inode: u64,
-    next: u64,
-    name: String,
+    pub(super) next: u64,
+    pub(super) name: String,
 }
 
 fn parse(mut bytes: &[u8], plus: bool) -> Vec<Listed> {
@@ -26,11 +26,17 @@ fn parse(mut bytes: &[u8], plus: bool) -> Vec<Listed> {
     listed
 }
 
-fn opendir(client: &mut Client, node: u64) -> u64 {
+pub(super) fn opendir(client: &mut Client, node: u64) -> u64 {
     client.ask::<OpenOut>(Opcode::Opendir, node, &0_u64, b"").unwrap().handle
 }
 
-fn list(client: &mut Client, handle: u64, offset: u64, size: u32, plus: bool) -> Result<Vec<Listed>, i32> {
+pub(super) fn list(
+    client: &mut Client,
+    handle: u64,
+    offset: u64,
+    size: u32,
+    plus: bool,
+) -> Result<Vec<Listed>, i32> {
     let mut body = Vec::new();
     ReadIn { handle, offset, size, ..ReadIn::default() }.put(&mut body);
     let opcode = if plus { Opcode::Readdirplus } else { Opcode::Readdir };

@@ -52,6 +52,7 @@ fn assert_bounded(client: &Client) {
     assert!(client.server.inode_descriptors() <= BUDGET.inodes);
     // As many again may be open without having been announced.
     assert!(client.server.handles() <= 2 * BUDGET.handles);
+    assert!(client.server.open_directories() <= client.server.handles());
 }
 
 #[test]

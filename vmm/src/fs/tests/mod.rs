@@ -10,5 +10,6 @@ mod files;
 mod hostile;
 mod implicit;
 mod names;
+mod open_directories;
 mod submounts;
 mod xattrs;

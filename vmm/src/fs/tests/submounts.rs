@@ -7,7 +7,7 @@ use super::client::{Client, with_client};
 use crate::fs::wire::{ATTR_SUBMOUNT, EntryOut, InitFlags, InitIn, InitOut, Opcode, ROOT_ID};
 
 /// Runs `test` where mounts can be made that nobody else sees; not at all where this process may not make any.
-fn with_mounts(test: impl FnOnce(&mut Client) + Send + 'static) {
+pub(super) fn with_mounts(test: impl FnOnce(&mut Client) + Send + 'static) {
     let thread = std::thread::spawn(|| {
         // SAFETY: no memory and no descriptor table is unshared, so that nothing is taken away that other code relies on.
         if unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.is_err() {
