@@ -9,16 +9,16 @@ use async_trait::async_trait;
 use rustix::termios::{Winsize, tcsetwinsize};
 use saya_agent_api::agent::{
     AttachDeviceRequest, AttachDeviceResponse, ConfigureNetworkRequest, ConfigureSandboxRequest,
-    ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateProcessRequest, CreateResponse,
-    DetachDeviceRequest, Empty, GuestProcess, ListProcessesResponse, ProcessRequest, ReleaseSharePathRequest,
-    ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest, WaitOutOfMemoryRequest,
-    WaitOutOfMemoryResponse, WaitProcessResponse,
+    ConfigureSandboxResponse, ContainerRequest, ContainerStatsResponse, CreateContainerRequest,
+    CreateProcessRequest, CreateResponse, DetachDeviceRequest, Empty, GuestProcess, ListProcessesResponse,
+    ProcessRequest, ReleaseSharePathRequest, ResizeTerminalRequest, SignalProcessRequest,
+    UpdateContainerRequest, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use saya_agent_api::service::Agent;
 use ttrpc::r#async::TtrpcContext;
 
-use crate::container::check_id;
 use crate::container::plan::{self, ContainerPlan, ProcessPlan};
+use crate::container::{Container, check_id};
 use crate::devices;
 use crate::error::{Action, Error, Result, SpecError};
 use crate::power;
@@ -42,16 +42,40 @@ impl Service {
         self.sandbox.container(container)?.process(exec_id)
     }
 
+    async fn configure_sandbox(&self, request: ConfigureSandboxRequest) -> Result<ConfigureSandboxResponse> {
+        configure::sandbox(&request)?;
+        let Some(holder) = request.holder.into_option() else {
+            return Ok(ConfigureSandboxResponse::default());
+        };
+        let (container, _) =
+            self.build(&holder.container_id, &holder.oci_spec, StreamNumbers::default()).await?;
+        container.first().start().await?;
+        let holder_pid = number_of(container.first());
+        Ok(ConfigureSandboxResponse { holder_pid, ..ConfigureSandboxResponse::default() })
+    }
+
     async fn create_container(&self, request: CreateContainerRequest) -> Result<CreateResponse> {
-        check_id(&request.container_id)?;
         let streams = StreamNumbers::from_request(&request.streams)?;
-        let spec = plan::parse(&request.oci_spec)?;
-        let plan = ContainerPlan::from_spec(&request.container_id, &spec.value, streams.terminal)?;
+        let (container, unknown_fields) =
+            self.build(&request.container_id, &request.oci_spec, streams).await?;
+        Ok(created(container.first(), unknown_fields))
+    }
+
+    /// Builds a container, and tells what of its spec is not known.
+    async fn build(
+        &self,
+        id: &str,
+        spec: &[u8],
+        streams: StreamNumbers,
+    ) -> Result<(Arc<Container>, Vec<String>)> {
+        check_id(id)?;
+        let spec = plan::parse(spec)?;
+        let plan = ContainerPlan::from_spec(id, &spec.value, streams.terminal)?;
         share::mount_volumes(&plan.mounts);
         let sandbox = Arc::clone(&self.sandbox);
         // A task of its own goes on to its end when the caller goes away.
         let container = unaborted(async move { sandbox.create(&plan, streams).await }).await?;
-        Ok(created(container.first(), spec.unknown_fields))
+        Ok((container, spec.unknown_fields))
     }
 
     async fn create_process(&self, request: CreateProcessRequest) -> Result<CreateResponse> {
@@ -124,8 +148,8 @@ impl Agent for Service {
         &self,
         _context: &TtrpcContext,
         request: ConfigureSandboxRequest,
-    ) -> ttrpc::Result<Empty> {
-        empty(configure::sandbox(&request))
+    ) -> ttrpc::Result<ConfigureSandboxResponse> {
+        Ok(self.configure_sandbox(request).await?)
     }
 
     async fn configure_network(
@@ -289,8 +313,11 @@ fn empty(result: Result<()>) -> ttrpc::Result<Empty> {
 }
 
 fn created(process: &Process, unknown_fields: Vec<String>) -> CreateResponse {
-    let pid = process.pid().as_raw_nonzero().get().cast_unsigned();
-    CreateResponse { pid, unknown_fields, ..CreateResponse::default() }
+    CreateResponse { pid: number_of(process), unknown_fields, ..CreateResponse::default() }
+}
+
+fn number_of(process: &Process) -> u32 {
+    process.pid().as_raw_nonzero().get().cast_unsigned()
 }
 
 /// Signals are numbered from 1 to 64 on Linux.

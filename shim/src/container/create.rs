@@ -18,7 +18,7 @@ use crate::events::Event;
 use crate::identifier;
 use crate::io::{HostEnds, ProcessIo, Stdio, StdioError};
 use crate::mount::{self, Binding};
-use crate::pod::agent::no_timeout;
+use crate::pod::agent::{Agent, no_timeout};
 use crate::pod::directory::ContainerPlaces;
 use crate::pod::files;
 use crate::spec::host_cpus::HostCpus;
@@ -39,6 +39,14 @@ pub(crate) struct CreateRequest {
     pub(crate) stdio: Stdio,
     /// A checkpoint to restore.
     pub(crate) checkpoint: String,
+}
+
+/// A container's first process, as the guest has it.
+struct Made {
+    guest_pid: u32,
+    io: ProcessIo,
+    /// Whether it does not wait for its start.
+    runs: bool,
 }
 
 impl From<TranslationError> for TaskError {
@@ -138,20 +146,39 @@ impl Tasks {
         hooks::run(&hooks.create, &hooks::state(&request.id, &request.bundle, "creating", pid))
             .await
             .map_err(TaskError::failed)?;
-        let connected = ends.connect(&agent, request.stdio.terminal).await;
-        let (io, mut streams) = self.connected(connected).await?;
-        (streams.terminal_columns, streams.terminal_rows) = console_size(&guest);
-        let guest_pid = self.make(&request.id, &guest, streams, &agent).await;
-        let guest_pid = match guest_pid {
-            Ok(guest_pid) => guest_pid,
-            Err(error) => {
-                io.close();
-                return Err(error);
+        let made = match self.holder(&request.id) {
+            Some(guest_pid) => {
+                Made { guest_pid: self.checked(guest_pid).await?, io: ends.unused(), runs: true }
             }
+            None => self.make_with(request, &guest, ends, &agent).await?,
         };
-        self.register(request, spec, &guest, guest_pid, io, places, hooks, reservation);
+        self.register(request, spec, &guest, made, places, hooks, reservation);
         self.pod().timeline().mark(|timeline| &mut timeline.container_created_ns);
         Ok(pid)
+    }
+
+    /// The process with which the guest has begun, where the container `id` is to be that.
+    fn holder(&self, id: &str) -> Option<u32> {
+        if id == self.pod().id() { self.pod().take_holder() } else { None }
+    }
+
+    async fn make_with(
+        &self,
+        request: &CreateRequest,
+        guest: &Value,
+        ends: HostEnds,
+        agent: &Agent,
+    ) -> Result<Made, TaskError> {
+        let connected = ends.connect(agent, request.stdio.terminal).await;
+        let (io, mut streams) = self.connected(connected).await?;
+        (streams.terminal_columns, streams.terminal_rows) = console_size(guest);
+        match self.make(&request.id, guest, streams, agent).await {
+            Ok(guest_pid) => Ok(Made { guest_pid, io, runs: false }),
+            Err(error) => {
+                io.close();
+                Err(error)
+            }
+        }
     }
 
     /// A pod has one network namespace, which the guest has been given when it booted.
@@ -172,7 +199,7 @@ impl Tasks {
         id: &str,
         guest: &Value,
         streams: saya_agent_api::agent::Streams,
-        agent: &crate::pod::agent::Agent,
+        agent: &Agent,
     ) -> Result<u32, TaskError> {
         let request = CreateContainerRequest {
             container_id: id.to_owned(),
@@ -192,18 +219,17 @@ impl Tasks {
         request: &CreateRequest,
         spec: &Document,
         guest: &Value,
-        guest_pid: u32,
-        io: ProcessIo,
+        made: Made,
         places: ContainerPlaces,
         hooks: crate::spec::hooks::HostHooks,
         reservation: &mut Reservation,
     ) {
         if spec.makes_pod() {
-            self.pod().set_sandbox(guest_pid);
+            self.pod().set_sandbox(made.guest_pid);
         }
         let process = Process::new(&request.id, "", request.stdio.clone());
-        process.made(guest_pid, io);
-        let traits = Traits::new(spec, guest);
+        process.made(made.guest_pid, made.io);
+        let traits = Traits { runs_already: made.runs, ..Traits::new(spec, guest) };
         let container = Container::new(request.bundle.clone(), process, places, hooks, traits);
         self.publisher().send(Event::create(
             &request.id,

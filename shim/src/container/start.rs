@@ -48,9 +48,11 @@ impl Tasks {
     async fn start_init(&self, container: &Container) -> Result<(), TaskError> {
         let agent = self.agent().await?;
         self.take_later_interfaces(&container.id, &agent).await?;
-        let name = agent::process(&container.id, "");
-        let answer = agent.ask(agent.calls().start_process(no_timeout(), &name)).await;
-        self.answer(answer).await.map_err(|error| error.context("starting the container"))?;
+        if !container.traits.runs_already {
+            let name = agent::process(&container.id, "");
+            let answer = agent.ask(agent.calls().start_process(no_timeout(), &name)).await;
+            self.answer(answer).await.map_err(|error| error.context("starting the container"))?;
+        }
         self.pod().timeline().mark(|timeline| &mut timeline.container_running_ns);
         Ok(())
     }

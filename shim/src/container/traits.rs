@@ -14,6 +14,8 @@ pub(crate) struct Traits {
     pub(crate) of_cri: bool,
     /// Its first process's OOM score, unless it is the container that makes a pod under CRI: that has one of its own.
     pub(crate) oom_score: Option<i32>,
+    /// Whether its first process runs from the beginning.
+    pub(crate) runs_already: bool,
     /// What it may use at most when it is created.
     pub(crate) limits: Limits,
 }
@@ -26,6 +28,7 @@ impl Traits {
             own_pid_namespace: has_own_pid_namespace(guest),
             of_cri: spec.is_of_cri(),
             oom_score: oom_score(spec),
+            runs_already: false,
             limits: resources.map(|resources| Limits::default().after(resources)).unwrap_or_default(),
         }
     }

@@ -108,6 +108,11 @@ impl HostEnds {
         Ok(ends)
     }
 
+    /// Closes them for a process that has no streams.
+    pub(crate) fn unused(self) -> ProcessIo {
+        ProcessIo { logger: self.logger, ..ProcessIo::default() }
+    }
+
     /// Connects each open end with a stream to the guest, and begins to move bytes.
     ///
     /// # Errors

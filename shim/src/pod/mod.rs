@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use saya_agent_api::agent::ConfigureSandboxRequest;
+use saya_agent_api::agent::{ConfigureSandboxRequest, Holder};
 use saya_vmm::control::PANIC_PATIENCE;
 
 use crate::cgroup::{CgroupError, CgroupPath, Limits, PathError, PodCgroup};
@@ -25,7 +25,8 @@ use crate::config::{Config, ConfigError};
 use crate::identifier;
 use crate::network::{self, NetworkError, PacketFilters, PodNetwork};
 use crate::sizing::{self, SizeError};
-use crate::spec::namespaces::{self, PodSandbox};
+use crate::spec::namespaces::{self, NamespaceError, PodSandbox};
+use crate::spec::pause;
 use crate::spec::settings::{SettingError, Settings};
 use crate::spec::{Document, DocumentError};
 use agent::Agent;
@@ -81,6 +82,9 @@ pub(crate) enum PodError {
     /// The network namespace.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A namespace that the guest cannot give.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
     /// The VMM.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -303,6 +307,12 @@ impl Pod {
         }
     }
 
+    /// The guest's pid of the process that holds the pod's namespaces, for the container that is to be that, once the agent is
+    /// ready. None where there is none, and none the next time.
+    pub(crate) fn take_holder(&self) -> Option<u32> {
+        self.vm().ok().and_then(Vm::take_holder)
+    }
+
     /// The path of the network namespace whose interfaces the guest has.
     pub(crate) fn network_namespace(&self) -> Option<&Path> {
         self.machine.get()?.network_namespace.as_deref()
@@ -393,6 +403,11 @@ impl Pod {
     }
 }
 
+/// What the agent is told of the process that is to hold the namespaces of the pod `id`.
+pub(crate) fn holder_of(id: &str, spec: &serde_json::Value) -> Holder {
+    Holder { container_id: id.to_owned(), oci_spec: spec.to_string().into_bytes(), ..Default::default() }
+}
+
 /// Gives a network back. The kernel may take its time, so that it is done on a thread of its own.
 pub(crate) async fn disconnect(network: PodNetwork) {
     let done = tokio::task::spawn_blocking(move || network.disconnect()).await;
@@ -413,6 +428,7 @@ fn boot(
     let packet_filters =
         if config.ignore_packet_filters { PacketFilters::Ignored } else { PacketFilters::Refused };
     host.network_settings = network::Settings { queues: size.queue_pairs(), packet_filters };
+    let holder = pause::holder(spec, id)?;
     directory.create().map_err(PodError::Directory)?;
     if let Some(path) = spec.text("/linux/cgroupsPath").filter(|path| !path.is_empty()) {
         host.cgroup = PodCgroup::plan(&CgroupPath::parse(path)?)?;
@@ -436,6 +452,7 @@ fn boot(
     }
     let sandbox = ConfigureSandboxRequest {
         hostname: spec.text("/hostname").unwrap_or_default().to_owned(),
+        holder: holder.map(|spec| holder_of(id, &spec)).into(),
         ..Default::default()
     };
     let namespace = host.network.as_ref().map(PodNetwork::namespace).transpose()?;

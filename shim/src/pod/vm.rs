@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::thread::CapabilitySet;
@@ -117,6 +117,7 @@ pub(crate) struct Vm {
     size: Size,
     state: watch::Receiver<VmState>,
     hot_plug: HotPlug,
+    holder: Arc<Mutex<Option<u32>>>,
     stop: mpsc::Sender<String>,
 }
 
@@ -196,6 +197,7 @@ impl Vm {
 
         let (state_sender, state) = watch::channel(VmState::Booting);
         let (stop, stop_receiver) = mpsc::channel(4);
+        let holder = Arc::default();
         let supervisor = Supervisor {
             control,
             hot_plug: hot_plug.clone(),
@@ -203,17 +205,19 @@ impl Vm {
             state: state_sender,
             stop: stop.clone(),
             vsock,
-            greeting: Some(Greeting { sandbox, network }),
+            greeting: Some(Greeting { sandbox, network, holder: Arc::clone(&holder) }),
             boot_timeout: Duration::from_secs(config.boot_timeout.into()),
             timeline,
         };
         tokio::spawn(supervisor.run(child, stop_receiver));
-        Ok(Self { pid, size, state, hot_plug, stop })
+        Ok(Self { pid, size, state, hot_plug, holder, stop })
     }
 
-    /// A VM without a VMM whose agent is ready; it has stopped once it is told to.
+    /// A VM without a VMM whose agent is ready, once it is told of its sandbox; it has stopped once it is told to.
     #[cfg(test)]
-    pub(crate) fn ready_with(agent: Agent) -> Self {
+    pub(crate) async fn ready_with(agent: Agent, sandbox: ConfigureSandboxRequest) -> Self {
+        let holder = Arc::default();
+        Greeting { sandbox, network: None, holder: Arc::clone(&holder) }.tell(&agent).await.unwrap();
         let (sender, state) = watch::channel(VmState::Ready(agent));
         let (stop, mut stopped) = mpsc::channel(4);
         tokio::spawn(async move {
@@ -225,7 +229,7 @@ impl Vm {
         let (control, _) = control::pair().unwrap();
         let hot_plug = HotPlug::new(Arc::new(register(control).unwrap()));
         let size = Size { vcpus: 1, memory_mib: 256, pages_2m: 0, pages_1g: 0 };
-        Self { pid: std::process::id(), size, state, hot_plug, stop }
+        Self { pid: std::process::id(), size, state, hot_plug, holder, stop }
     }
 
     /// The VMM's pid.
@@ -246,6 +250,12 @@ impl Vm {
         let path = format!("/proc/{}/oom_score_adj", self.pid);
         // Below the lowest score that it has had, none but who has this capability sets one.
         rights::with(CapabilitySet::SYS_RESOURCE, || std::fs::write(path, score.to_string()))
+    }
+
+    /// The guest's pid of the process that holds the pod's namespaces, which is known once the agent is ready: for the first
+    /// who asks.
+    pub(crate) fn take_holder(&self) -> Option<u32> {
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// What gives the guest devices while it runs.
@@ -323,6 +333,8 @@ struct Supervisor {
 struct Greeting {
     sandbox: ConfigureSandboxRequest,
     network: Option<Configuration>,
+    /// Where the holder's pid is put.
+    holder: Arc<Mutex<Option<u32>>>,
 }
 
 impl Supervisor {
@@ -516,7 +528,10 @@ async fn converse(
 
 impl Greeting {
     async fn tell(self, agent: &Agent) -> Result<(), GreetingError> {
-        agent.ask(agent.calls().configure_sandbox(no_timeout(), &self.sandbox)).await?;
+        let configured = agent.ask(agent.calls().configure_sandbox(no_timeout(), &self.sandbox)).await?;
+        if self.sandbox.holder.is_some() {
+            *self.holder.lock().unwrap_or_else(PoisonError::into_inner) = Some(configured.holder_pid);
+        }
         if let Some(network) = self.network {
             let network = network.complete().await?;
             agent.ask(agent.calls().configure_network(no_timeout(), &network)).await?;

@@ -1,12 +1,10 @@
-//! The two specs of a pod that the Sandbox API makes: what its virtual machine is to be, and its own process in there.
+//! The spec of a pod that the Sandbox API makes: as that of a sandbox's container that only pauses would have been.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::pod_config::{LinuxPodSandboxConfig, NODE, PodSandboxConfig};
+use crate::spec::annotations::CONTAINER_TYPE;
 use crate::spec::{Document, DocumentError, pause};
-
-/// The user and group of the pod's own process: they own nothing.
-const NOBODY: u32 = 65_535;
 
 /// What a sandbox's container would have had as its spec on the host. A namespace that is to be the host's is left out, as
 /// specs do it.
@@ -17,14 +15,18 @@ pub(super) fn of_pod(
     network: &str,
 ) -> Result<Document, DocumentError> {
     let linux = config.linux();
+    let mut annotations = config.annotations.clone();
+    annotations.insert(CONTAINER_TYPE.to_owned(), "sandbox".to_owned());
     Document::from_value(json!({
         "ociVersion": "1.1.0",
         "hostname": config.hostname,
-        "annotations": config.annotations,
+        "annotations": annotations,
+        "process": {"args": [pause::PAUSE]},
         "linux": {
             "cgroupsPath": cgroups_path(&linux.cgroup_parent, namespace, id),
             "namespaces": namespaces(&linux, network),
             "resources": resources(&linux),
+            "sysctl": linux.sysctls,
         },
     }))
 }
@@ -70,26 +72,6 @@ fn resources(linux: &LinuxPodSandboxConfig) -> Value {
         "cpu": {"quota": resources.cpu_quota, "period": resources.cpu_period},
         "hugepageLimits": pages,
     })
-}
-
-/// The process that holds the pod's namespaces, for the agent. `namespaces` are as they were translated for the guest.
-pub(super) fn of_process(config: &PodSandboxConfig, id: &str, namespaces: &Value) -> Value {
-    let mut spec = Map::new();
-    spec.insert("ociVersion".into(), json!("1.1.0"));
-    if !config.hostname.is_empty() {
-        spec.insert("hostname".into(), json!(config.hostname));
-    }
-    spec.insert("process".into(), json!({"user": {"uid": NOBODY, "gid": NOBODY}, "noNewPrivileges": true}));
-    pause::hold_pod(&mut spec);
-    spec.insert(
-        "linux".into(),
-        json!({
-            "cgroupsPath": format!("/{id}"),
-            "namespaces": namespaces,
-            "sysctl": config.linux().sysctls,
-        }),
-    );
-    Value::Object(spec)
 }
 
 #[cfg(test)]

@@ -19,8 +19,6 @@ use containerd_shim_protos::sandbox_api::{
     StartSandboxResponse, StopSandboxRequest, StopSandboxResponse, WaitSandboxRequest, WaitSandboxResponse,
 };
 use containerd_shim_protos::sandbox_async::{Sandbox, create_sandbox};
-use saya_agent_api::agent::{CreateContainerRequest, Streams};
-use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use ttrpc::r#async::{Service, TtrpcContext};
@@ -32,7 +30,7 @@ use crate::daemon::Ending;
 use crate::events::Exit;
 use crate::pod::agent::{self, Agent, no_timeout};
 use crate::pod::files::PodFiles;
-use crate::spec::{Document, annotations, namespaces};
+use crate::spec::{Document, annotations, pause};
 use crate::task_service::stats;
 use pod_config::PodSandboxConfig;
 
@@ -55,22 +53,13 @@ pub(crate) struct SandboxService {
 struct Inner {
     tasks: Tasks,
     ending: Arc<Ending>,
-    /// What the pod's own process is made of, from its creation to its start.
-    process: Mutex<Option<Value>>,
+    /// Whether the pod was started. Held while it is created and while it is started.
+    started: Mutex<bool>,
     /// When it was started, in nanoseconds since 1970; 0 before.
     started_at: AtomicU64,
     /// Whether its end is wanted.
     stopping: AtomicBool,
     end: watch::Sender<Option<Exit>>,
-}
-
-/// A sandbox to be.
-struct Plan {
-    /// What its virtual machine is to be.
-    spec: Document,
-    files: PodFiles,
-    /// What its own process is made of.
-    guest: Value,
 }
 
 impl SandboxService {
@@ -79,7 +68,7 @@ impl SandboxService {
         let inner = Inner {
             tasks,
             ending,
-            process: Mutex::default(),
+            started: Mutex::default(),
             started_at: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             end: watch::Sender::new(None),
@@ -98,14 +87,13 @@ impl SandboxService {
     /// What create_sandbox would answer.
     #[cfg(test)]
     pub(crate) fn planned(&self, request: CreateSandboxRequest) -> Result<(Document, PodFiles), TaskError> {
-        self.inner.plan(request).map(|plan| (plan.spec, plan.files))
+        self.inner.plan(request)
     }
 
     /// Has a sandbox created whose virtual machine is there already.
     #[cfg(test)]
     pub(crate) async fn created(&self, request: CreateSandboxRequest) {
-        let plan = self.inner.plan(request).unwrap_or_else(|error| panic!("{error}"));
-        *self.inner.process.lock().await = Some(plan.guest);
+        self.inner.plan(request).unwrap_or_else(|error| panic!("{error}"));
         tokio::spawn(self.inner.clone().follow());
     }
 
@@ -139,56 +127,45 @@ impl Inner {
                 "a sandbox with a root file system is not supported: its virtual machine has its own",
             ));
         }
-        let mut process = self.process.lock().await;
+        let _turn = self.started.lock().await;
         if pod.is_booted() {
             return Err(TaskError::already_exists(format!("sandbox {} exists already", pod.id())));
         }
-        let Plan { spec, files, guest } = self.plan(request)?;
+        let (spec, files) = self.plan(request)?;
         pod.boot(Ok(spec), Some(files));
         pod.vm().map_err(TaskError::invalid_argument)?;
-        *process = Some(guest);
         Ok(())
     }
 
     /// What a request asks for, with the pod's files already written.
-    fn plan(&self, request: CreateSandboxRequest) -> Result<Plan, TaskError> {
+    fn plan(&self, request: CreateSandboxRequest) -> Result<(Document, PodFiles), TaskError> {
         let id = self.tasks.pod().id();
         let mut config =
             PodSandboxConfig::read(request.options.as_ref()).map_err(TaskError::invalid_argument)?;
         config.annotations.extend(request.annotations);
         let spec = documents::of_pod(&config, self.tasks.namespace(), id, &request.netns_path)?;
         annotations::check(spec.value()).map_err(TaskError::invalid_argument)?;
-        let mut translated = spec.value().as_object().cloned().unwrap_or_default();
-        namespaces::translate(&mut translated, None).map_err(TaskError::invalid_argument)?;
-        let listed = translated.get("linux").and_then(|linux| linux.get("namespaces"));
-        let listed = listed.cloned().unwrap_or_default();
-        refuse_user_namespace(&listed)?;
+        if pause::holder(&spec, id).map_err(TaskError::invalid_argument)?.is_none() {
+            return Err(TaskError::unimplemented(
+                "a pod with a user namespace is not supported: its virtual machine confines it (hostUsers: true)",
+            ));
+        }
         let files = PodFiles::write(Path::new(&request.bundle_path), &config.names())
             .map_err(|error| TaskError::failed(format!("the pod's files: {error}")))?;
-        Ok(Plan { spec, files, guest: documents::of_process(&config, id, &listed) })
+        Ok((spec, files))
     }
 
-    /// Waits for the guest, and has it make the process whose namespaces are the pod's. Answers the pid.
+    /// Waits for the guest, which begins with the process whose namespaces are the pod's. Answers the pid.
     async fn start(self: Arc<Self>) -> Result<u32, TaskError> {
         let pod = self.tasks.pod();
-        let mut process = self.process.lock().await;
-        let Some(spec) = process.take() else {
+        let mut started = self.started.lock().await;
+        if *started {
             return Err(TaskError::failed_precondition(format!("sandbox {} is started already", pod.id())));
-        };
+        }
         let agent = self.tasks.agent().await?;
-        let request = CreateContainerRequest {
-            container_id: pod.id().to_owned(),
-            oci_spec: spec.to_string().into_bytes(),
-            streams: Some(Streams::default()).into(),
-            ..Default::default()
-        };
-        let answer = agent.ask(agent.calls().create_container(no_timeout(), &request)).await;
-        let made = self.tasks.answer(answer).await.map_err(|error| error.context("creating the sandbox"))?;
-        let guest_pid = self.tasks.checked(made.pid).await?;
-        let name = agent::process(pod.id(), "");
-        let answer = agent.ask(agent.calls().start_process(no_timeout(), &name)).await;
-        self.tasks.answer(answer).await.map_err(|error| error.context("starting the sandbox"))?;
-        pod.set_sandbox(guest_pid);
+        let guest_pid = pod.take_holder().unwrap_or_default();
+        pod.set_sandbox(self.tasks.checked(guest_pid).await?);
+        *started = true;
         self.started_at.store(clock::wall_ns(), Ordering::Relaxed);
         tokio::spawn(stop_with_process(self.clone(), agent));
         Ok(pod.host_pid())
@@ -243,16 +220,6 @@ async fn stop_with_process(inner: Arc<Inner>, agent: Agent) {
     if let Ok(ended) = agent.calls().wait_process(no_timeout(), &name).await {
         inner.tasks.pod().stop(&format!("the pod's own process ended with status {}", ended.exit_status));
     }
-}
-
-fn refuse_user_namespace(listed: &Value) -> Result<(), TaskError> {
-    let users = listed.as_array().into_iter().flatten().any(|entry| entry["type"] == "user");
-    if users {
-        return Err(TaskError::unimplemented(
-            "a pod with a user namespace is not supported: its virtual machine confines it (hostUsers: true)",
-        ));
-    }
-    Ok(())
 }
 
 #[async_trait]

@@ -110,9 +110,7 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     devices::remove_host_rules(&mut guest, &block_devices);
     let hooks = hooks::split(&mut guest)?;
 
-    if is_pause {
-        pause::hold_pod(&mut guest);
-    } else if let Some(root) = guest.get_mut("root").and_then(Value::as_object_mut) {
+    if let Some(root) = guest.get_mut("root").and_then(Value::as_object_mut) {
         root.insert("path".into(), json!(guest_rootfs(context.container)));
     }
     let linux = guest.entry("linux").or_insert_with(|| json!({}));
@@ -120,7 +118,8 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     check_cgroup(linux.get("cgroupsPath"))?;
     linux.insert("cgroupsPath".into(), json!(format!("/{}", context.container)));
     let root = Some(root).filter(|_| !is_pause);
-    Ok(Translation { guest: Value::Object(guest), volumes, block_devices, hooks, network_namespace, root })
+    let guest = if is_pause { pause::holding(&guest, context.container) } else { Value::Object(guest) };
+    Ok(Translation { guest, volumes, block_devices, hooks, network_namespace, root })
 }
 
 /// Where the guest finds a container's root file system.
@@ -199,30 +198,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_pause_container_needs_nothing_of_the_host_and_keeps_its_namespaces_and_rights() {
+    fn a_pods_pause_container_needs_nothing_of_the_host_and_is_as_the_holder_that_the_guest_begins_with() {
         let mut sandbox = spec();
         sandbox["annotations"] = json!({"io.kubernetes.cri.container-type": "sandbox"});
         sandbox["process"] = json!({"args": ["/pause"], "cwd": "/x", "user": {"uid": 7}, "env": ["A=b"]});
         sandbox["mounts"] = json!([{"destination": "/dev/shm", "type": "bind", "source": "/no/such"}]);
         sandbox["hostname"] = json!("web");
+        let holder = pause::holder(&Document::from_value(sandbox.clone()).unwrap(), "c1").unwrap();
         let translation = translated(sandbox).unwrap();
         assert_eq!((translation.root, translation.volumes), (None, Vec::new()));
-        assert_eq!(
-            translation.guest,
-            json!({
-                "ociVersion": "1.0.2",
-                "hostname": "web",
-                "annotations": {"io.kubernetes.cri.container-type": "sandbox"},
-                "process": {"args": ["/pod", "hold-pod"], "cwd": "/", "user": {"uid": 7}, "env": ["A=b"]},
-                "root": {"path": "/run/saya/pod", "readonly": true},
-                "mounts": [{"destination": "/pod", "type": "bind", "source": "/init", "options": ["bind", "ro"]}],
-                "linux": {
-                    "cgroupsPath": "/c1",
-                    "namespaces": [{"type": "pid"}, {"type": "ipc"}],
-                    "resources": {"memory": {"limit": 1}},
-                },
-            })
-        );
+        assert_eq!(holder, Some(translation.guest));
     }
 
     #[test]

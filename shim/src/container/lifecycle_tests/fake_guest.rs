@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use saya_agent_api::agent::{
-    ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateProcessRequest, CreateResponse,
-    Empty, GuestProcess, ListProcessesResponse, ProcessRequest, ReleaseSharePathRequest,
-    SignalProcessRequest, Streams, WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
+    ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerRequest, ContainerStatsResponse,
+    CreateContainerRequest, CreateProcessRequest, CreateResponse, Empty, GuestProcess, Holder,
+    ListProcessesResponse, ProcessRequest, ReleaseSharePathRequest, SignalProcessRequest, Streams,
+    WaitOutOfMemoryRequest, WaitOutOfMemoryResponse, WaitProcessResponse,
 };
 use saya_agent_api::service::{Agent, create_agent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -245,6 +246,19 @@ async fn act(
 
 #[async_trait]
 impl Agent for FakeGuest {
+    async fn configure_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: ConfigureSandboxRequest,
+    ) -> ttrpc::Result<ConfigureSandboxResponse> {
+        let Some(Holder { container_id, oci_spec, .. }) = request.holder.into_option() else {
+            return Ok(ConfigureSandboxResponse::default());
+        };
+        let spec: serde_json::Value = serde_json::from_slice(&oci_spec).unwrap();
+        let made = self.make((container_id, String::new()), &spec["process"], Streams::default())?;
+        Ok(ConfigureSandboxResponse { holder_pid: made.pid, ..Default::default() })
+    }
+
     async fn create_container(
         &self,
         _: &TtrpcContext,

@@ -5,6 +5,7 @@ mod hostile_guest;
 mod sandbox;
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use containerd_shim_protos::api::ConnectRequest;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::Task;
 use protobuf::Message;
+use saya_agent_api::agent::ConfigureSandboxRequest;
 use serde_json::json;
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
@@ -23,12 +25,12 @@ use super::tasks::Tasks;
 use crate::daemon::Ending;
 use crate::events::{ForwardError, Forwarder, Publisher};
 use crate::io::Stdio;
-use crate::pod::Pod;
 use crate::pod::agent::{Agent, VsockAddress};
 use crate::pod::directory::PodDirectory;
 use crate::pod::files::PodFiles;
 use crate::pod::timeline::Recorder;
 use crate::pod::vm::Vm;
+use crate::pod::{Pod, holder_of};
 use crate::task_service::TaskService;
 use fake_guest::FakeGuest;
 
@@ -88,7 +90,12 @@ impl Fixture {
         guest.serve(directory.listen_vsock().unwrap(), &root.path().join("calls")).await;
         let agent = Agent::connect(VsockAddress::new(directory.open().unwrap(), patience)).await.unwrap();
         let recorder = Arc::new(Recorder::default());
-        let pod = Arc::new(Pod::with_vm(id, directory, Vm::ready_with(agent), recorder, files));
+        let holder = || holder_of(id, &json!({"process": {"args": ["/pod", "hold-pod"]}}));
+        let held = files.is_some() || spec["process"]["args"] == json!(["/pause"]);
+        let holder = held.then(holder).into();
+        let sandbox = ConfigureSandboxRequest { holder, ..Default::default() };
+        let vm = Vm::ready_with(agent, sandbox).await;
+        let pod = Arc::new(Pod::with_vm(id, directory, vm, recorder, files));
         let events = Collected::default();
         let publisher = Publisher::start_with(events.clone(), "default");
         let tasks = Tasks::new("default", pod.clone(), publisher);
@@ -149,6 +156,34 @@ async fn a_shim_without_the_container_that_it_was_started_for_says_so_to_a_conta
     assert_not_found(&connecting.await);
     let pid = fixture.create(Stdio::default()).await.unwrap();
     assert_eq!(connected(&service, "c1").await.unwrap(), pid);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_pause_container_is_the_process_with_which_its_guest_has_begun_and_is_made_only_once_it_is_no_more()
+{
+    let fixture = Fixture::new(json!(["/pause"])).await;
+    let path = fixture.bundle.join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    spec["annotations"] = json!({"io.kubernetes.cri.container-type": "sandbox"});
+    fs::write(&path, spec.to_string()).unwrap();
+    let (stdout, path) = fixture.fifo("stdout");
+    let mut reader = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+    fixture.create(Stdio { stdout, ..Stdio::default() }).await.unwrap();
+    assert_eq!(
+        std::io::copy(&mut reader, &mut std::io::sink()).unwrap(),
+        0,
+        "it has no output, and nobody waits for any"
+    );
+    fixture.tasks.start("c1", "").await.unwrap();
+    assert_eq!(fixture.guest.calls(), [""; 0], "neither create nor start");
+
+    fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+    assert_eq!(fixture.tasks.container("c1").unwrap().init.wait().await.status, 137);
+    fixture.tasks.delete("c1", "").await.unwrap();
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+    let calls = fixture.guest.calls();
+    assert!(["create c1", "start c1"].iter().all(|call| calls.iter().any(|made| made == call)), "{calls:?}");
 }
 
 #[tokio::test(flavor = "current_thread")]
