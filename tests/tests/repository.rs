@@ -10,7 +10,7 @@ const LINES: usize = 700;
 
 /// How many blocks and implementations are `unsafe` in each folder, tests included.
 const UNSAFE: [(&str, usize); 6] =
-    [("agent", 51), ("guest-kernel", 0), ("shim", 31), ("tests", 13), ("vmm", 82), ("xtask", 0)];
+    [("agent", 51), ("guest-kernel", 0), ("shim", 31), ("tests", 13), ("vmm", 83), ("xtask", 0)];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

@@ -14,16 +14,18 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use libc::{c_int, c_long};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use rustix::thread::UnshareFlags;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, dumpable_behavior, getrlimit, setrlimit};
+use rustix::thread::{UnshareFlags, no_new_privs};
 use saya_vmm::control::{self, Event, StopReason, VmmEnd};
-use saya_vmm::jail::{self, Jail, Role, in_new_pid_namespace, rules};
+use saya_vmm::jail::{self, Condition, Jail, Role, in_new_pid_namespace, left_by_landlock, rules};
 use saya_vmm::process::report_panics_to;
 
 /// Name the control descriptor, the role and the attack to the re-executed test program.
@@ -37,6 +39,9 @@ const HOST_PID: &str = "SAYA_TEST_HOST_PID";
 const SUCCESS: c_int = 0;
 /// The exit status after a violation of a filter.
 const VIOLATION: c_int = 128 + libc::SIGSYS;
+
+/// An attack of which the rest of the name is a system call: its number and its six arguments.
+const CALL: &str = "call ";
 
 /// Something that an attacker would like to do. 0 or more is success, as of a system call.
 struct Attack {
@@ -103,6 +108,44 @@ const ATTACKS: &[Attack] = &[
     },
     Attack { name: "get capabilities back", run: |_| raise_capabilities(), fails_with: &[libc::EPERM] },
 ];
+
+/// No attack, but a look at what the process has, which panics where that is too much.
+const LOOK: Attack = Attack { name: "look", run: |_| look_at_limits_and_privileges(), fails_with: &[] };
+
+/// Where Landlock is not in force this fails with `ENOEXEC`.
+const EXECUTE: Attack =
+    Attack { name: "execute a file of the share", run: |_| execute_own_file(), fails_with: &[libc::EACCES] };
+
+fn look_at_limits_and_privileges() -> c_long {
+    assert_eq!(dumpable_behavior(), Ok(DumpableBehavior::NotDumpable));
+    assert_eq!(no_new_privs(), Ok(true));
+    for (resource, most) in
+        [(Resource::Core, 1), (Resource::Msgqueue, 0), (Resource::Rtprio, 0), (Resource::Nofile, 96 * 1024)]
+    {
+        let limit = getrlimit(resource);
+        let (soft, hard) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
+        assert!(soft <= most && hard <= most, "{resource:?}: {limit:?}");
+        let raised = Rlimit { current: Some(hard + 1), maximum: Some(hard + 1) };
+        assert_eq!(setrlimit(resource, raised), Err(Errno::PERM), "{resource:?} can be raised");
+    }
+    0
+}
+
+fn execute_own_file() -> c_long {
+    std::fs::write("/program", b"no program").unwrap();
+    std::fs::set_permissions("/program", std::fs::Permissions::from_mode(0o755)).unwrap();
+    let [arguments, environment] = [[std::ptr::null::<u8>(); 1]; 2];
+    // SAFETY: the path is a C string, and the lists end with a null pointer.
+    unsafe { libc::syscall(libc::SYS_execve, c"/program".as_ptr(), arguments.as_ptr(), environment.as_ptr()) }
+}
+
+/// Makes the system call whose number and arguments stand in `call`. A filter is to stop it before its arguments mean anything.
+fn system_call(call: &str) -> c_long {
+    let words: Vec<c_long> = call.split(' ').map(|word| word.parse::<u64>().unwrap() as c_long).collect();
+    let [number, a, b, c, d, e, f] = words[..] else { panic!("{call}") };
+    // SAFETY: no filter lets it through.
+    unsafe { libc::syscall(number, a, b, c, d, e, f) }
+}
 
 fn open(path: &CStr) -> c_long {
     open_at(libc::AT_FDCWD, path, libc::O_RDONLY)
@@ -204,13 +247,19 @@ fn attack(control: &OwnedFd) -> c_int {
     let Jail { root, descriptor_directory, confinement } = jail::enter(share()).unwrap();
     let jail = Jail { root, descriptor_directory, confinement: confinement.clone() };
     let name = std::env::var(ATTACK).unwrap();
-    let attack = ATTACKS.iter().chain([&PANIC]).find(|attack| attack.name == name).unwrap();
     let role = std::env::var(ROLE).ok();
     let role = role.map(|name| Role::ALL.into_iter().find(|role| role.name() == name).unwrap());
     if let Some(role) = role {
         confinement.enter(role).unwrap();
     }
-    let result = (attack.run)(&jail);
+    let result = match name.strip_prefix(CALL) {
+        Some(call) => system_call(call),
+        None => {
+            let all = ATTACKS.iter().chain([&EXECUTE, &LOOK, &PANIC]);
+            let attack = all.into_iter().find(|attack| attack.name == name).unwrap();
+            (attack.run)(&jail)
+        }
+    };
     // SAFETY: errno is this thread's own; _exit touches no memory.
     unsafe { libc::_exit(if result >= 0 { SUCCESS } else { *libc::__errno_location() }) }
 }
@@ -226,14 +275,14 @@ fn share() -> OwnedFd {
 
 /// Runs an attack, as a thread of the given role or as one with the capabilities of the fs thread and no filter. The
 /// exit status and the report, if there was one.
-fn outcome_of(attack: &Attack, role: Option<Role>) -> (Option<c_int>, Option<String>) {
+fn outcome_of(attack: &str, role: Option<Role>) -> (Option<c_int>, Option<String>) {
     let (shim, theirs) = control::pair().unwrap();
     fcntl_setfd(theirs.as_fd(), FdFlags::empty()).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "jailed_process", "--nocapture", "--test-threads", "1"])
         .env(CONTROL_FD, theirs.as_raw_fd().to_string())
-        .env(ATTACK, attack.name)
+        .env(ATTACK, attack)
         .env(HOST_PID, std::process::id().to_string())
         // The VMM's environment is empty. A backtrace takes files.
         .env_remove("RUST_BACKTRACE")
@@ -252,7 +301,7 @@ fn outcome_of(attack: &Attack, role: Option<Role>) -> (Option<c_int>, Option<Str
 }
 
 fn assert_fails(attack: &Attack, role: Option<Role>) {
-    let (status, report) = outcome_of(attack, role);
+    let (status, report) = outcome_of(attack.name, role);
     let fails = status.is_some_and(|status| attack.fails_with.contains(&status));
     assert!(fails && report.is_none(), "{}: {status:?}, {report:?}", attack.name);
 }
@@ -279,6 +328,26 @@ fn without_any_filter_the_jail_holds() {
 }
 
 #[test]
+fn a_jailed_process_has_low_limits_and_is_not_dumpable_and_gains_no_privileges() {
+    if !may_make_namespaces() {
+        return;
+    }
+    assert_eq!(outcome_of(LOOK.name, None), (Some(SUCCESS), None));
+}
+
+#[test]
+fn landlock_is_in_force_where_the_kernel_has_it() {
+    if !may_make_namespaces() {
+        return;
+    }
+    if left_by_landlock().is_none() {
+        eprintln!("skipped: a kernel without Landlock, or with its first version alone");
+        return;
+    }
+    assert_fails(&EXECUTE, None);
+}
+
+#[test]
 fn a_forbidden_call_of_any_role_ends_the_process_with_a_report_of_role_and_call() {
     if !may_make_namespaces() {
         return;
@@ -298,12 +367,55 @@ fn a_forbidden_call_of_any_role_ends_the_process_with_a_report_of_role_and_call(
             if rules(role).any(|rule| rule.number() == number) {
                 continue;
             }
-            let (status, report) = outcome_of(attack, Some(role));
+            let (status, report) = outcome_of(attack.name, Some(role));
             let report = report.unwrap_or_default();
             assert_eq!(status, Some(VIOLATION), "{role}: {name}: {report}");
             let told =
                 report.contains(&format!("{role} thread")) && report.contains(&format!("{call} ({number})"));
             assert!(told, "{role}: {name}: {report}");
+        }
+    }
+}
+
+/// Calls that a rule of the role's allows, each with one argument that its rules do not allow.
+fn calls_with_another_argument(role: Role) -> Vec<(&'static str, i64, [u64; 6])> {
+    let mut calls = Vec::new();
+    for rule in rules(role) {
+        let mut allowed = [0; 6];
+        for condition in rule.conditions {
+            if let Condition::Is(argument, values) = condition {
+                allowed[usize::from(*argument)] = values[0];
+            }
+        }
+        for condition in rule.conditions {
+            let (argument, other) = match condition {
+                // No system call has such a flag, request or type.
+                Condition::Is(argument, _) => (argument, 0x7FFF_FFFF),
+                Condition::IsNull(argument) => (argument, 0x1000),
+                Condition::Lacks(argument, bits) => (argument, bits & bits.wrapping_neg()),
+            };
+            let mut arguments = allowed;
+            arguments[usize::from(*argument)] = other;
+            calls.push((rule.name(), rule.number(), arguments));
+        }
+    }
+    calls
+}
+
+#[test]
+fn a_call_with_another_argument_than_its_rules_allow_ends_the_process_with_a_report() {
+    if !may_make_namespaces() {
+        return;
+    }
+    for role in Role::ALL {
+        for (name, number, arguments) in calls_with_another_argument(role) {
+            let call = arguments
+                .iter()
+                .fold(format!("{CALL}{number}"), |call, argument| format!("{call} {argument}"));
+            let (status, report) = outcome_of(&call, Some(role));
+            let report = report.unwrap_or_default();
+            let told = report.contains(&format!("{role} thread")) && report.contains(name);
+            assert!(status == Some(VIOLATION) && told, "{role}: {name}{arguments:x?}: {status:?}, {report}");
         }
     }
 }
@@ -314,7 +426,7 @@ fn a_panic_of_any_role_is_reported_as_what_it_is() {
         return;
     }
     for role in Role::ALL {
-        let (status, report) = outcome_of(&PANIC, Some(role));
+        let (status, report) = outcome_of(PANIC.name, Some(role));
         let report = report.unwrap_or_default();
         assert!(status == Some(1) && report.contains("on purpose"), "{role}: {status:?}, {report}");
     }

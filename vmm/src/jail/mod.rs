@@ -35,7 +35,7 @@ pub use descriptors::close_all_but;
 pub use landlock::{LandlockError, left_by_landlock};
 pub use pid_namespace::in_new_pid_namespace;
 pub use role::Role;
-pub use seccomp::{FilterError, Only, Rule, report_violations_to, rules};
+pub use seccomp::{Condition, FilterError, Rule, report_violations_to, rules};
 
 /// Why there is no jail.
 #[derive(Debug, thiserror::Error)]

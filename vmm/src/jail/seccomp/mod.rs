@@ -17,7 +17,7 @@ use seccompiler::{
 
 use super::Role;
 
-pub use table::{Only, Rule, rules};
+pub use table::{Condition, Rule, rules};
 pub(super) use violation::note_role;
 pub use violation::report_violations_to;
 
@@ -52,7 +52,13 @@ pub(super) struct Filters(BTreeMap<Role, BpfProgram>);
 impl Filters {
     /// Builds all of them.
     pub(super) fn build() -> Result<Self, FilterError> {
-        let build = |role| Ok((role, program(role).map_err(|source| FilterError::Build { role, source })?));
+        Self::of(rules)
+    }
+
+    /// Builds those that allow what `rules` has for each role.
+    fn of<'a, R: Iterator<Item = &'a Rule>>(rules: impl Fn(Role) -> R) -> Result<Self, FilterError> {
+        let build =
+            |role| Ok((role, program(rules(role)).map_err(|source| FilterError::Build { role, source })?));
         Ok(Self(Role::ALL.into_iter().map(build).collect::<Result<_, _>>()?))
     }
 
@@ -64,27 +70,43 @@ impl Filters {
     }
 }
 
-fn program(role: Role) -> Result<BpfProgram, BackendError> {
+fn program<'a>(rules: impl Iterator<Item = &'a Rule>) -> Result<BpfProgram, BackendError> {
     let mut calls: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for rule in rules(role) {
+    for rule in rules {
         let alternatives = calls.entry(rule.number()).or_default();
-        for condition in conditions(rule.only)? {
-            alternatives.push(SeccompRule::new(vec![condition])?);
+        for conditions in alternatives_of(rule.conditions)? {
+            alternatives.push(SeccompRule::new(conditions)?);
         }
     }
     SeccompFilter::new(calls, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
 }
 
-/// The alternatives of a rule; none where any arguments will do.
-fn conditions(only: Only) -> Result<Vec<SeccompCondition>, BackendError> {
-    let equals =
-        |argument, value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
-    match only {
-        Only::Any => Ok(Vec::new()),
-        Only::OneOf { argument, values } => values.iter().map(|&value| equals(argument, value)).collect(),
-        Only::WithoutBits { argument, bits } => {
-            let masked = SeccompCmpOp::MaskedEq(bits);
-            Ok(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Qword, masked, 0)?])
+/// The lists of conditions of which one has to hold as a whole; none where any arguments will do.
+fn alternatives_of(conditions: &[Condition]) -> Result<Vec<Vec<SeccompCondition>>, BackendError> {
+    let mut alternatives: Vec<Vec<SeccompCondition>> = Vec::new();
+    for condition in conditions {
+        let any = any_of(*condition)?;
+        alternatives = match alternatives.is_empty() {
+            true => any.into_iter().map(|one| vec![one]).collect(),
+            false => alternatives
+                .iter()
+                .flat_map(|all| any.iter().map(|one| [all.as_slice(), std::slice::from_ref(one)].concat()))
+                .collect(),
+        };
+    }
+    Ok(alternatives)
+}
+
+fn any_of(condition: Condition) -> Result<Vec<SeccompCondition>, BackendError> {
+    use SeccompCmpArgLen::{Dword, Qword};
+    use SeccompCmpOp::{Eq, MaskedEq};
+    match condition {
+        Condition::Is(argument, values) => {
+            values.iter().map(|&value| SeccompCondition::new(argument, Dword, Eq, value)).collect()
+        }
+        Condition::IsNull(argument) => Ok(vec![SeccompCondition::new(argument, Qword, Eq, 0)?]),
+        Condition::Lacks(argument, bits) => {
+            Ok(vec![SeccompCondition::new(argument, Qword, MaskedEq(bits), 0)?])
         }
     }
 }

@@ -20,37 +20,29 @@ use syscalls::Sysno;
 
 use crate::jail::Role;
 
+use Condition::{Is, IsNull, Lacks};
+
 /// A system call that a role may make.
 #[derive(Debug, Clone, Copy)]
 pub struct Rule {
     number: c_long,
-    /// With which arguments.
-    pub only: Only,
+    /// With which arguments: all of these hold.
+    pub conditions: &'static [Condition],
     /// Who makes it, and what for.
     pub who: &'static str,
     /// Not every run needs it.
     pub is_rare: bool,
 }
 
-/// Which arguments a system call may have.
+/// What an argument of a system call, of this number counted from 0, has to be.
 #[derive(Debug, Clone, Copy)]
-pub enum Only {
-    /// Any.
-    Any,
-    /// The argument of this number, counted from 0 and of 32 bits, is one of these.
-    OneOf {
-        /// Which argument.
-        argument: u8,
-        /// What it may be.
-        values: &'static [u64],
-    },
-    /// The argument of this number has none of these bits.
-    WithoutBits {
-        /// Which argument.
-        argument: u8,
-        /// What it may not have.
-        bits: u64,
-    },
+pub enum Condition {
+    /// Its lower 32 bits are one of these.
+    Is(u8, &'static [u64]),
+    /// It is a null pointer.
+    IsNull(u8),
+    /// It has none of these bits.
+    Lacks(u8, u64),
 }
 
 impl Rule {
@@ -79,23 +71,19 @@ pub fn rules(role: Role) -> impl Iterator<Item = &'static Rule> + Clone {
 }
 
 const fn usual(number: c_long, who: &'static str) -> Rule {
-    Rule { number, only: Only::Any, who, is_rare: false }
+    only(number, &[], who)
 }
 
 const fn rare(number: c_long, who: &'static str) -> Rule {
-    Rule { number, only: Only::Any, who, is_rare: true }
+    rarely_only(number, &[], who)
 }
 
-const fn only(number: c_long, argument: u8, values: &'static [u64], who: &'static str) -> Rule {
-    Rule { number, only: Only::OneOf { argument, values }, who, is_rare: false }
+const fn only(number: c_long, conditions: &'static [Condition], who: &'static str) -> Rule {
+    Rule { number, conditions, who, is_rare: false }
 }
 
-const fn rarely_only(number: c_long, argument: u8, values: &'static [u64], who: &'static str) -> Rule {
-    Rule { number, only: Only::OneOf { argument, values }, who, is_rare: true }
-}
-
-const fn without(number: c_long, argument: u8, bits: u64, who: &'static str) -> Rule {
-    Rule { number, only: Only::WithoutBits { argument, bits }, who, is_rare: true }
+const fn rarely_only(number: c_long, conditions: &'static [Condition], who: &'static str) -> Rule {
+    Rule { number, conditions, who, is_rare: true }
 }
 
 /// `_IO(KVMIO, 0x80)` (linux/kvm.h).
@@ -116,8 +104,13 @@ const TUNSETOFFLOAD: u64 = 0x4004_54D0;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54D8;
 /// Whether frames go into a queue of a tap: `_IOW('T', 217, int)`.
 const TUNSETQUEUE: u64 = 0x4004_54D9;
-/// The highest protection bit that no mapping gets.
+/// The protection bit that no mapping gets.
 const EXECUTABLE: u64 = PROT_EXEC as u64;
+/// The type of a pair of sockets. Streams send to no address; one of datagrams would reach any socket of the host's that lies in a
+/// volume.
+const STREAM: u64 = (libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as u64;
+/// The flags of an open file that change (`fs/handle_store.rs`).
+const CHANGEABLE: u64 = (libc::O_APPEND | libc::O_DIRECT) as u64;
 
 /// What the language's and the C library's own machinery may need on any thread.
 const COMMON: &[Rule] = &[
@@ -127,24 +120,20 @@ const COMMON: &[Rule] = &[
     ),
     usual(SYS_close, "whatever a thread has opened or been handed"),
     usual(SYS_futex, "locks and channels between threads"),
-    rarely_only(
-        SYS_fcntl,
-        1,
-        &[libc::F_GETFD as u64],
-        "std, in builds with debug assertions: whether what it closes is open",
-    ),
+    // Builds with debug assertions alone: whether what std closes is open.
+    #[cfg(debug_assertions)]
+    rarely_only(SYS_fcntl, &[Is(1, &[libc::F_GETFD as u64])], "std: OwnedFd's drop"),
     rare(SYS_sched_yield, "channels (std::sync::mpmc::utils::Backoff), when two threads meet"),
-    without(SYS_mmap, 2, EXECUTABLE, "the allocator: large blocks"),
-    without(
+    rarely_only(SYS_mmap, &[Lacks(2, EXECUTABLE)], "the allocator: large blocks"),
+    rarely_only(
         SYS_mprotect,
-        2,
-        EXECUTABLE,
+        &[Lacks(2, EXECUTABLE)],
         "the allocator: more of its arena (musl; glibc beyond the main arena)",
     ),
     rare(SYS_munmap, "the allocator, the stack of a thread that ends"),
     rare(SYS_mremap, "the allocator: a large block grows"),
     rare(SYS_brk, "the allocator: the main arena grows or shrinks"),
-    rarely_only(SYS_madvise, 2, &[MADV_DONTNEED as u64], "glibc: the stack of a thread that ends"),
+    rarely_only(SYS_madvise, &[Is(2, &[MADV_DONTNEED as u64])], "glibc: the stack of a thread that ends"),
     rare(SYS_clock_gettime, "a host whose clock source the vDSO cannot read"),
     rare(SYS_getrandom, "the seed of a hash map (std::hash::RandomState); rng"),
     rare(
@@ -162,29 +151,44 @@ const MAIN: &[Rule] = &[
     usual(SYS_read, "eventfds: notifications of queues, the end of the machine"),
     usual(SYS_epoll_pwait, "the event loop"),
     usual(SYS_epoll_ctl, "the event loop: the control socket is waited for"),
-    only(SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64], "the event loop: a duplicate of what is waited for"),
+    only(
+        SYS_fcntl,
+        &[Is(1, &[libc::F_DUPFD_CLOEXEC as u64])],
+        "the event loop: a duplicate of what is waited for",
+    ),
     usual(SYS_recvmsg, "the control socket: requests of the shim"),
     usual(SYS_sendmsg, "the control socket: the end of the machine, counters"),
-    only(SYS_madvise, 2, &[MADV_DONTNEED as u64], "balloon: guest memory goes back to the host"),
-    rarely_only(SYS_ioctl, 1, &[KVM_IOEVENTFD, KVM_IRQFD], "a device comes or goes while the machine runs"),
+    only(SYS_madvise, &[Is(2, &[MADV_DONTNEED as u64])], "balloon: guest memory goes back to the host"),
+    rarely_only(
+        SYS_ioctl,
+        &[Is(1, &[KVM_IOEVENTFD, KVM_IRQFD])],
+        "a device comes or goes while the machine runs",
+    ),
     rare(SYS_eventfd2, "a device comes: its notifications and its interrupt"),
     rarely_only(
         SYS_ioctl,
-        1,
-        &[FIONBIO, TUNSETVNETHDRSZ, TUNSETOFFLOAD],
+        &[Is(1, &[FIONBIO, TUNSETVNETHDRSZ, TUNSETOFFLOAD])],
         "an interface comes: its tap does not block, has headers of our length, and what it can do",
     ),
     rare(SYS_getpid, "pthread_kill"),
-    rarely_only(SYS_tgkill, 2, &[libc::SIGABRT as u64], "abort"),
+    rarely_only(SYS_tgkill, &[Is(2, &[libc::SIGABRT as u64])], "abort"),
 ];
 
 /// A vCPU answers its exits; a driver that sets a device up has it do that too.
 const VCPU: &[Rule] = &[
-    only(SYS_ioctl, 1, &[KVM_RUN, KVM_SET_GSI_ROUTING], "the guest runs; the I/O APIC is programmed"),
-    rarely_only(SYS_ioctl, 1, &[KVM_GET_REGS], "where the guest was when KVM could not go on"),
-    rarely_only(SYS_ioctl, 1, &[TUNSETOFFLOAD, TUNSETQUEUE], "a network driver has agreed on features"),
+    only(SYS_ioctl, &[Is(1, &[KVM_RUN, KVM_SET_GSI_ROUTING])], "the guest runs; the I/O APIC is programmed"),
+    rarely_only(SYS_ioctl, &[Is(1, &[KVM_GET_REGS])], "where the guest was when KVM could not go on"),
+    rarely_only(
+        SYS_ioctl,
+        &[Is(1, &[TUNSETOFFLOAD, TUNSETQUEUE])],
+        "a network driver has agreed on features",
+    ),
     usual(SYS_eventfd2, "activation of a device: what stops it again"),
-    only(SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u64], "activation of a device: duplicates of its eventfds"),
+    only(
+        SYS_fcntl,
+        &[Is(1, &[libc::F_DUPFD_CLOEXEC as u64])],
+        "activation of a device: duplicates of its eventfds",
+    ),
     usual(SYS_epoll_ctl, "activation and reset of a device on the event loop"),
 ];
 
@@ -224,10 +228,10 @@ const FS: &[Rule] = &[
     rare(SYS_removexattr, "REMOVEXATTR"),
     rarely_only(
         SYS_fcntl,
-        1,
-        &[libc::F_SETFL as u64, libc::F_DUPFD_CLOEXEC as u64],
-        "O_APPEND of an open file that changes; COPY_FILE_RANGE holds both files",
+        &[Is(1, &[libc::F_SETFL as u64]), Lacks(2, !CHANGEABLE)],
+        "READ, WRITE: O_APPEND or O_DIRECT of an open file has changed",
     ),
+    rarely_only(SYS_fcntl, &[Is(1, &[libc::F_DUPFD_CLOEXEC as u64])], "COPY_FILE_RANGE holds both files"),
     usual(SYS_setfsuid, "as whom a file is made"),
     usual(SYS_setfsgid, "as whom a file is made"),
     usual(SYS_umask, "the umask by which a file is made"),
@@ -243,11 +247,15 @@ const VSOCK: &[Rule] = &[
     usual(SYS_accept4, "the shim connects to a port of the guest"),
     usual(SYS_recvfrom, "the handshake; whether a stream has ended"),
     usual(SYS_recvmsg, "bytes to the guest"),
-    usual(SYS_sendto, "the handshake's answer"),
+    only(SYS_sendto, &[IsNull(4)], "the handshake's answer, to nobody but who is at the other end"),
     usual(SYS_sendmsg, "bytes from the guest; one end of a connection of the guest, to the shim"),
     usual(SYS_shutdown, "a stream ends in one direction"),
-    only(SYS_socketpair, 0, &[libc::AF_UNIX as u64], "the guest connects to a port of the host"),
-    only(SYS_ioctl, 1, &[FIONBIO], "streams do not block"),
+    only(
+        SYS_socketpair,
+        &[Is(0, &[libc::AF_UNIX as u64]), Is(1, &[STREAM])],
+        "the guest connects to a port of the host",
+    ),
+    only(SYS_ioctl, &[Is(1, &[FIONBIO])], "streams do not block"),
 ];
 
 /// Taps that others have made.
@@ -257,7 +265,7 @@ const NET: &[Rule] = &[
     usual(SYS_epoll_ctl, "queues come and go with their driver"),
     usual(SYS_readv, "a frame from the tap"),
     usual(SYS_writev, "a frame to the tap"),
-    rarely_only(SYS_ioctl, 1, &[TUNSETOFFLOAD, TUNSETQUEUE], "the control queue"),
+    rarely_only(SYS_ioctl, &[Is(1, &[TUNSETOFFLOAD, TUNSETQUEUE])], "the control queue"),
 ];
 
 /// Devices that the shim has opened. A pod need not have any.

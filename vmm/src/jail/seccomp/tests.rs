@@ -6,6 +6,25 @@ fn every_filter_can_be_built() {
 }
 
 #[test]
+fn a_filter_that_cannot_be_built_is_an_error_that_names_the_role() {
+    // A system call has six arguments.
+    let mut seventh = *rules(Role::Vsock).next().unwrap();
+    seventh.conditions = &[Condition::IsNull(6)];
+    let with_seventh = |role| {
+        let own = rules(role).copied().chain((role == Role::Vsock).then_some(seventh));
+        own.collect::<Vec<_>>().leak().iter()
+    };
+    let error = Filters::of(with_seventh).unwrap_err().to_string();
+    assert!(error.contains("role vsock cannot be built"), "{error}");
+}
+
+#[test]
+fn a_role_without_a_filter_is_not_let_in() {
+    let error = Filters(BTreeMap::new()).install(Role::Fs).unwrap_err().to_string();
+    assert!(error.contains("role fs cannot be installed"), "{error}");
+}
+
+#[test]
 fn no_role_may_make_threads_programs_sockets_of_the_network_or_mounts() {
     let forbidden = [
         libc::SYS_clone,
@@ -67,7 +86,7 @@ fn only_the_fs_thread_may_open_files() {
 #[test]
 fn every_rule_says_who_makes_the_call_and_stands_once() {
     for role in Role::ALL {
-        let any = |rule: &&Rule| matches!(rule.only, Only::Any);
+        let any = |rule: &&Rule| rule.conditions.is_empty();
         for rule in rules(role) {
             assert!(!rule.who.is_empty() && rule.name() != "unknown", "{role}: {rule:?}");
             // Only rules about arguments may stand side by side.
