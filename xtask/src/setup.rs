@@ -26,8 +26,8 @@ const LAB_PACKAGES: [&str; 14] = [
     "runsc",
     "sqlite3",
 ];
-/// What the agent and the tests are built with, and what deploy/ runs.
-const BUILD_PACKAGES: [&str; 4] = ["curl", "gcc", "libc6-dev", "musl-tools"];
+/// What the agent, the tests and the fuzzer are built with, and what deploy/ runs.
+const BUILD_PACKAGES: [&str; 5] = ["curl", "g++", "gcc", "libc6-dev", "musl-tools"];
 const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Installs what is missing, and says what that is.

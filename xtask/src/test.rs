@@ -12,6 +12,7 @@ use saya_tests::e2e::{self, runner};
 use saya_tests::lab::{self, newer_containerd};
 
 use crate::artifacts;
+use crate::fuzz;
 use crate::setup;
 use crate::verdict::Verdict;
 
@@ -54,6 +55,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         verdict +=
             check("cargo clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
         verdict += unit_tests()?;
+        verdict += fuzzing()?;
     }
     if !options.no_build {
         heading("building what runs in the lab");
@@ -86,6 +88,15 @@ fn check(name: &str, arguments: &[&str]) -> Result<Verdict> {
 fn unit_tests() -> Result<Verdict> {
     heading("unit tests");
     count_tests(artifacts::cargo().args(["test", "--workspace", "--no-fail-fast"]))
+}
+
+/// libFuzzer, which counts each target as a test; what it does not survive fails.
+fn fuzzing() -> Result<Verdict> {
+    heading("libFuzzer");
+    let begin = Instant::now();
+    let verdict = fuzz::briefly()?;
+    println!("libFuzzer: {verdict}, in {:.0} s", begin.elapsed().as_secs_f64());
+    Ok(verdict)
 }
 
 /// The VMM's tests with tiny guests have run on this machine's KVM by now, if it has one; the lab's is another one. What

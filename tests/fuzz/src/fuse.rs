@@ -1,7 +1,10 @@
 //! FUSE requests of any kind, served on a tree of their own.
 //!
-//! An input is a sequence of requests: opcode (1 byte), node (1), user and group (1 each), what is added to the header's
-//! length (1, signed), length of the body (1), body. The room for the reply is 8 KiB.
+//! An input's first byte says how the tree is shared (see [`configuration`]). A sequence of requests follows: opcode (1 byte),
+//! node (1), user and group (1 each), what is added to the header's length (1, signed), length of the body (1), body. The
+//! room for the reply is 8 KiB.
+
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -20,17 +23,29 @@ const REPLY_BYTES: usize = 8192;
 
 pub(crate) fn run(input: &[u8]) {
     limit_files(Some(FILE_BYTES));
-    let share = tempfile::tempdir().expect("a directory");
-    std::fs::write(share.path().join("f"), b"content").expect("a file");
-    std::fs::create_dir(share.path().join("d")).expect("a directory");
+    let directory = tempfile::tempdir().expect("a directory");
+    let (share, outside) = (directory.path().join("share"), directory.path().join("outside"));
+    fill(&share);
+    std::fs::write(&outside, b"the host's").expect("a file");
     // The server takes over the thread that it is made on.
     std::thread::scope(|scope| {
-        let served = scope.spawn(|| serve(share.path(), input)).join();
+        let served = scope.spawn(|| serve(&share, input)).join();
         limit_files(getrlimit(Resource::Fsize).maximum);
         if let Err(panic) = served {
             std::panic::resume_unwind(panic);
         }
     });
+    assert_eq!(std::fs::read(&outside).ok().as_deref(), Some(&b"the host's"[..]), "a file beside the share");
+    let beside = std::fs::read_dir(directory.path()).expect("a directory").count();
+    assert_eq!(beside, 2, "something is new beside the share, or gone");
+}
+
+/// Makes a share with a file, a directory, and a link that leads outside.
+pub(crate) fn fill(share: &Path) {
+    std::fs::create_dir(share).expect("a directory");
+    std::fs::write(share.join("f"), b"content").expect("a file");
+    std::fs::create_dir(share.join("d")).expect("a directory");
+    std::os::unix::fs::symlink("../outside", share.join("l")).expect("a link");
 }
 
 /// Sets how large this process may make files. What exceeds it fails, and no signal is sent.
@@ -41,24 +56,26 @@ fn limit_files(bytes: Option<u64>) {
     setrlimit(Resource::Fsize, Rlimit { current: bytes, maximum }).expect("a limit");
 }
 
-/// A server's configuration for `share`.
-pub(crate) fn configuration(share: &std::path::Path) -> FsConfig {
+/// A server's configuration for `share`. Of `kind`, the lowest bit has the guest delay writes, the next lets it open files
+/// without telling, and the third says that it alone changes files; a container's root file system has all of them.
+pub(crate) fn configuration(share: &Path, kind: u8) -> FsConfig {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     FsConfig {
         root: rustix::fs::open(share, flags, Mode::empty()).expect("the share"),
         descriptor_directory: FsConfig::open_descriptor_directory().expect("/proc"),
         tag: "share".into(),
-        cache_policy: CachePolicy::uniform(Caching::NONE),
-        writeback: false,
-        implicit_opens: false,
+        cache_policy: CachePolicy::uniform(if kind & 4 == 0 { Caching::NONE } else { Caching::EXCLUSIVE }),
+        writeback: kind & 1 != 0,
+        implicit_opens: kind & 2 != 0,
         most_inodes: 32,
     }
 }
 
-fn serve(share: &std::path::Path, input: &[u8]) {
-    let mut server =
-        Server::new(configuration(share), DescriptorBudget { inodes: 64, handles: 64 }).expect("a server");
+fn serve(share: &Path, input: &[u8]) {
     let mut input = Input::new(input);
+    let Some(kind) = input.byte() else { return };
+    let budget = DescriptorBudget { inodes: 64, handles: 64 };
+    let mut server = Server::new(configuration(share, kind), budget).expect("a server");
     for unique in 0..REQUESTS {
         let Some(mut request) = request(&mut input, unique as u64) else { break };
         let mut reply = vec![0; REPLY_BYTES];

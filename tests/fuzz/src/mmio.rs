@@ -3,10 +3,12 @@
 //!
 //! Devices with threads of their own (fs, vsock, net, blk) are given a moment after each notification.
 //!
-//! The first byte chooses the device, and each step has a byte before it: write a register (index, value), write memory
-//! (address, block), set a queue up as a driver would (number, size, three addresses), notify and serve.
+//! The first byte chooses the device and of what kind it is, and each step has a byte before it: write a register (index,
+//! value), write memory (address, block), set one queue up as a driver would (number, size, three addresses, features),
+//! notify and serve, set all queues up (likewise; the numbers of bytes from the rings of one to those of the next come first).
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
@@ -32,6 +34,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::fuse;
 use crate::input::Input;
 
 /// The least memory that a machine can have, in MiB; addresses of 3 bytes reach its first half.
@@ -52,13 +55,14 @@ pub(crate) fn run(input: &[u8]) {
     }
 }
 
-/// A share with a file in it.
-fn shared(directory: &Path) -> Fs {
-    std::fs::write(directory.join("f"), b"content").expect("a file");
+fn shared(directory: &Path, kind: u8) -> Fs {
+    let share = directory.join("share");
+    fuse::fill(&share);
     let budget = DescriptorBudget { inodes: 64, handles: 64 };
-    Fs::new(crate::fuse::configuration(directory), budget, &Confinement::none()).expect("the fs device")
+    Fs::new(fuse::configuration(&share, kind), budget, &Confinement::none()).expect("the fs device")
 }
 
+/// A device whose guest finds nobody on any port.
 fn vsock(directory: &Path) -> Vsock {
     let base = directory.join("vsock");
     let listener = UnixListener::bind(&base).expect("a socket");
@@ -67,8 +71,17 @@ fn vsock(directory: &Path) -> Vsock {
     Vsock::new(config, &Confinement::none()).expect("the vsock device")
 }
 
-/// A tap whose frames nobody reads, and that gives those that the guest has sent.
+/// A tap that gives the guest the frames that the guest has sent.
 struct Loop(UnixDatagram);
+
+impl Loop {
+    fn new(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).expect("a socket");
+        socket.connect(path).expect("a socket");
+        socket.set_nonblocking(true).expect("a socket");
+        Self(socket)
+    }
+}
 
 impl AsFd for Loop {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -86,26 +99,27 @@ impl Tap for Loop {
     }
 }
 
-fn net() -> Net {
-    let socket = UnixDatagram::unbound().expect("a socket");
-    socket.set_nonblocking(true).expect("a socket");
+/// A device of one pair of queues, or of two where `kind` is odd.
+fn net(directory: &Path, kind: u8) -> Net {
     let threads = TaskThreads::start(Role::Net, 1, &Confinement::none()).expect("a thread");
-    let taps: Vec<Box<dyn Tap>> = vec![Box::new(Loop(socket))];
+    let tap = |number: u8| Box::new(Loop::new(&directory.join(number.to_string()))) as Box<dyn Tap>;
+    let taps = (0..=kind % 2).map(tap).collect();
     Net::new(NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, taps, threads }).expect("the net device")
 }
 
-/// A device of 64 sectors that the guest may write.
-fn blk(directory: &Path) -> Blk {
+/// A device of 64 sectors, which the guest may write where `kind` is even.
+fn blk(directory: &Path, kind: u8) -> Blk {
     let path = directory.join("disk");
     std::fs::write(&path, [7; 64 * 512]).expect("a file");
     let file = std::fs::File::options().read(true).write(true).open(&path).expect("a file").into();
     let threads = TaskThreads::start(Role::Blk, 1, &Confinement::none()).expect("a thread");
-    let config = BlkConfig { file, sectors: 64, block_size: 512, read_only: false, id: "x".into(), threads };
+    let read_only = kind % 2 == 1;
+    let config = BlkConfig { file, sectors: 64, block_size: 512, read_only, id: "x".into(), threads };
     Blk::new(config).expect("the blk device")
 }
 
 struct Machine {
-    /// The share and the vsock socket, of devices that have one.
+    /// The files and sockets behind the device.
     _files: TempDir,
     event_loop: EventLoop,
     memory: GuestMemory,
@@ -125,13 +139,14 @@ impl Machine {
         let memory = MEMORY.clone();
         memory::discard(&memory, GuestAddress(0), MEMORY_MIB << 20).expect("empty memory");
         let files = tempfile::tempdir().expect("a directory");
-        let device: Box<dyn VirtioDevice> = match input.byte()? % 6 {
+        let (which, kind) = input.byte().map(|byte| (byte % 6, byte / 6))?;
+        let device: Box<dyn VirtioDevice> = match which {
             0 => Box::new(Rng::new(event_loop.clone())),
             1 => Box::new(Balloon::new(event_loop.clone())),
-            2 => Box::new(shared(files.path())),
+            2 => Box::new(shared(files.path(), kind)),
             3 => Box::new(vsock(files.path())),
-            4 => Box::new(net()),
-            _ => Box::new(blk(files.path())),
+            4 => Box::new(net(files.path(), kind)),
+            _ => Box::new(blk(files.path(), kind)),
         };
         let registers = RegisterMemory::new(1).expect("registers").file(0)?;
         let transport = MmioTransport::new(device, memory.clone(), registers).expect("eventfds");
@@ -139,15 +154,22 @@ impl Machine {
     }
 
     fn step(&mut self, input: &mut Input<'_>) -> Option<()> {
-        match input.byte()? % 4 {
+        match input.byte()? % 5 {
             0 => self.write(u64::from(input.byte()?) * 4, input.number::<4>()?),
             1 => {
                 let address = GuestAddress(input.number::<3>()?);
                 // An address outside memory is not for this step to try.
                 let _ = self.memory.write(input.block()?, address);
             }
-            2 => self.set_up(input)?,
-            _ => self.notify(input.byte()?.into()),
+            2 => {
+                let queue = input.byte()?.into();
+                self.set_up(queue..queue + 1, 0, input)?;
+            }
+            3 => self.notify(input.byte()?.into()),
+            _ => {
+                let apart = input.number::<3>()?;
+                self.set_up(0..self.transport.notifications().len() as u64, apart, input)?;
+            }
         }
         Some(())
     }
@@ -159,34 +181,33 @@ impl Machine {
         self.transport.read(register, &mut read);
     }
 
-    /// Resets the device, agrees on all features, enables one queue and says that the driver is ready.
-    fn set_up(&mut self, input: &mut Input<'_>) -> Option<()> {
-        let (queue, size) = (input.byte()?.into(), input.number::<2>()?);
-        let addresses = [input.number::<3>()?, input.number::<3>()?, input.number::<3>()?];
+    /// Resets the device, agrees on all features, enables `queues`, whose rings are `apart`, and says that the driver is ready.
+    fn set_up(&mut self, queues: Range<u64>, apart: u64, input: &mut Input<'_>) -> Option<()> {
+        let size = input.number::<2>()?;
+        let [table, available, used] = [input.number::<3>()?, input.number::<3>()?, input.number::<3>()?];
         let features = input.number::<4>()?;
-        let [table, available, used] = addresses;
-        for (register, value) in [
-            (0x70, 0),
-            (0x70, 1),
-            (0x70, 3),
-            (0x24, 0),
-            (0x20, features),
-            (0x24, 1),
-            (0x20, 1),
-            (0x70, 11),
-            (0x30, queue),
-            (0x38, size),
-            (0x80, table),
-            (0x84, 0),
-            (0x90, available),
-            (0x94, 0),
-            (0xA0, used),
-            (0xA4, 0),
-            (0x44, 1),
-            (0x70, 15),
-        ] {
+        for (register, value) in
+            [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 0), (0x20, features), (0x24, 1), (0x20, 1), (0x70, 11)]
+        {
             self.write(register, value);
         }
+        for (place, queue) in queues.enumerate() {
+            let further = place as u64 * apart;
+            for (register, value) in [
+                (0x30, queue),
+                (0x38, size),
+                (0x80, table + further),
+                (0x84, 0),
+                (0x90, available + further),
+                (0x94, 0),
+                (0xA0, used + further),
+                (0xA4, 0),
+                (0x44, 1),
+            ] {
+                self.write(register, value);
+            }
+        }
+        self.write(0x70, 15);
         Some(())
     }
 

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use tempfile::TempDir;
 
 use self::driver::{Driver, HEADER_SIZE, Header, PACKET_MAX};
@@ -106,7 +107,8 @@ impl Model {
         host.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         while line.get(length.max(1) - 1) != Some(&b'\n') {
             let rest = line.get_mut(length..=length).expect("a line of a few bytes");
-            length += host.read(rest).expect("an answer");
+            host.read_exact(rest).expect("an answer");
+            length += 1;
         }
         assert_eq!(line.get(..length), Some(format!("OK {}\n", request.source).as_bytes()));
         Self::around(files, driver, host, &request, room)
@@ -299,7 +301,8 @@ impl Model {
         if !self.host_saw_end {
             events.push(PollFd::from_borrowed_fd(self.host.as_fd(), PollFlags::IN));
         }
-        poll(&mut events, Some(&moment)).expect("poll");
+        // libFuzzer interrupts now and then, to look at the clock.
+        retry_on_intr(|| poll(&mut events, Some(&moment))).expect("poll");
         self.driver.acknowledge();
     }
 
@@ -338,8 +341,8 @@ fn first_packet(driver: &mut Driver) -> Header {
         }
         assert!(Instant::now() < deadline, "no packet comes");
         let moment = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
-        poll(&mut [PollFd::from_borrowed_fd(driver.interrupt(), PollFlags::IN)], Some(&moment))
-            .expect("poll");
+        let mut events = [PollFd::from_borrowed_fd(driver.interrupt(), PollFlags::IN)];
+        retry_on_intr(|| poll(&mut events, Some(&moment))).expect("poll");
         driver.acknowledge();
     }
 }

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use saya_fuzz::{TARGETS, Target};
 
-/// How many variations of its corpus each target gets: a few seconds' worth.
-const VARIATIONS: usize = 400;
+/// How many variations of its corpus each target gets, the same in each run: a few seconds' worth.
+const VARIATIONS: usize = 100;
 
 /// A target may set limits of the whole process while it runs: two at once would meet each other's.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -24,6 +24,15 @@ fn corpus(target: Target) -> Vec<Vec<u8>> {
     inputs.sort();
     assert!(!inputs.is_empty(), "{} has no corpus", target.name);
     inputs.iter().map(|input| fs::read(input).unwrap()).collect()
+}
+
+#[test]
+fn the_targets_are_those_that_have_a_corpus() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert!(TARGETS.iter().map(|target| target.name).eq(names), "`cargo xtask fuzz` takes these for targets");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! libFuzzer's program. The environment's `SAYA_FUZZ_TARGET` names the target.
+//! libFuzzer's program, built by `cargo xtask fuzz`. The environment's `SAYA_FUZZ_TARGET` names the target.
 #![no_main]
 
 use std::sync::LazyLock;
