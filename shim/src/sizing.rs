@@ -1,13 +1,14 @@
 //! How large a pod's VM is.
 //!
 //! The size is fixed for the VM's life. It follows from the pod's limits where there are any: those that CRI's
-//! annotations give for the whole pod, else those of the container that makes the pod.
+//! annotations give for the whole pod, else those of the container that makes the pod. What a pod requests of CPUs it has as well.
 //!
 //! A pod that [sets](crate::spec::settings) its size has no less than that, whatever its limits are.
 //!
 //! - memory: the limit plus `memory_overhead`, rounded up to 2 MiB; without a limit, `memory`.
-//! - vCPUs: the CPU quota in whole CPUs, rounded up; without a quota, `vcpus`. A cpuset raises this to what it names,
-//!   since the guest cannot confine a container to CPUs that it does not have; but not one of CRI, which means the host's.
+//! - vCPUs: the CPU quota in whole CPUs, rounded up; without a quota, `vcpus`. What the pod requests by CRI raises this (a
+//!   container's own shares do not: a weight is no number of CPUs), and so does a cpuset to what it names, since the guest cannot
+//!   confine a container to CPUs that it does not have; but not one of CRI, which means the host's.
 //! - huge pages: as many as the container's limits say, reserved when the guest boots, on top of its memory.
 
 use crate::config::Config;
@@ -62,7 +63,7 @@ pub(crate) enum SizeError {
         overhead: u64,
     },
     /// More CPUs than a VM can have.
-    #[error("limits that need {0} CPUs exceed the {VCPUS_MAX} that a VM can have")]
+    #[error("limits or requests that need {0} CPUs exceed the {VCPUS_MAX} that a VM can have")]
     TooManyCpus(u64),
     /// An annotation that is no number.
     #[error("annotation {key}: {value:?} is not a whole number")]
@@ -80,11 +81,12 @@ pub(crate) enum SizeError {
     BadCpuset(#[from] NotAList),
 }
 
-/// What a pod may use at most, as far as it says.
+/// What a pod may use at most, and how many CPUs it is to have at least, as far as it says.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Limits {
     memory_bytes: Option<u64>,
     cpus: Option<u64>,
+    requested_cpus: u64,
     cpuset_cpus: u64,
     pages_2m: u64,
     pages_1g: u64,
@@ -107,8 +109,8 @@ pub(crate) fn size(config: &Config, spec: &Document) -> Result<Size, SizeError> 
         let limit = memory_mib.saturating_sub(config.memory_overhead).saturating_mul(MIB);
         return Err(SizeError::TooMuchMemory { limit, overhead: config.memory_overhead });
     }
-    let cpus = limits.cpus.unwrap_or(u64::from(config.vcpus)).max(limits.cpuset_cpus);
-    let cpus = cpus.max(config.least_vcpus.into()).max(1);
+    let cpus = limits.cpus.unwrap_or(u64::from(config.vcpus));
+    let cpus = cpus.max(limits.requested_cpus).max(limits.cpuset_cpus).max(config.least_vcpus.into()).max(1);
     let vcpus = u32::try_from(cpus).ok().filter(|cpus| *cpus <= VCPUS_MAX);
     Ok(Size {
         vcpus: vcpus.ok_or(SizeError::TooManyCpus(cpus))?,
@@ -124,6 +126,7 @@ fn limits(spec: &Document) -> Result<Limits, SizeError> {
     Ok(Limits {
         memory_bytes: of_pod.memory_bytes.or(of_container.memory_bytes),
         cpus: of_pod.cpus.or(of_container.cpus),
+        requested_cpus: of_pod.requested_cpus,
         ..of_container
     })
 }
@@ -140,9 +143,11 @@ fn annotated(spec: &Document) -> Result<Limits, SizeError> {
     };
     let quota = number(annotations::SANDBOX_CPU_QUOTA)?;
     let period = number(annotations::SANDBOX_CPU_PERIOD)?;
+    let shares = number(annotations::SANDBOX_CPU_SHARES)?;
     Ok(Limits {
         memory_bytes: number(annotations::SANDBOX_MEMORY)?.and_then(positive),
         cpus: whole_cpus(quota, period),
+        requested_cpus: shares.and_then(positive).map_or(0, |shares| shares.div_ceil(SHARES_OF_A_CPU)),
         ..Limits::default()
     })
 }
@@ -157,6 +162,7 @@ fn written(spec: &Document) -> Result<Limits, SizeError> {
     Ok(Limits {
         memory_bytes: number("/linux/resources/memory/limit").and_then(positive),
         cpus: whole_cpus(number("/linux/resources/cpu/quota"), number("/linux/resources/cpu/period")),
+        requested_cpus: 0,
         cpuset_cpus: cpuset.map_or(Ok(0), cpus_named)?,
         pages_2m,
         pages_1g,
@@ -200,6 +206,10 @@ fn positive(number: i64) -> Option<u64> {
 
 /// The kernel's period when a spec gives none, in microseconds (Documentation/admin-guide/cgroup-v2.rst, cpu.max).
 pub(crate) const CPU_PERIOD: u64 = 100_000;
+
+/// What a kubelet makes of the request of one CPU (`cpu_shares` in `k8s.io/cri-api/pkg/apis/runtime/v1/api.proto`; a thousandth of a
+/// CPU is 1024/1000, and a pod that requests none has 2).
+const SHARES_OF_A_CPU: u64 = 1024;
 
 fn whole_cpus(quota: Option<i64>, period: Option<i64>) -> Option<u64> {
     let quota = quota.and_then(positive)?;
@@ -249,6 +259,27 @@ mod tests {
             "linux": {"resources": {"memory": {"limit": 1_048_576}}},
         });
         assert_eq!(size_of(spec), Ok(Size { vcpus: 3, memory_mib: 200, pages_2m: 0, pages_1g: 0 }));
+    }
+
+    #[test]
+    fn a_pod_has_the_cpus_that_it_requests_whatever_its_quota_is() {
+        let vcpus = |shares: &str, quota: &str| {
+            let annotations = json!({
+                "io.kubernetes.cri.sandbox-cpu-shares": shares, "io.kubernetes.cri.sandbox-cpu-quota": quota,
+            });
+            size_of(json!({"annotations": annotations})).map(|size| size.vcpus)
+        };
+        assert_eq!(
+            ["2", "2048", "2049", "-1"].map(|shares| vcpus(shares, "0")),
+            [Ok(2), Ok(2), Ok(3), Ok(2)]
+        );
+        // A container without a limit beside one with a limit.
+        assert_eq!(vcpus("4096", "100000"), Ok(4));
+        assert_eq!(vcpus("512", "100000"), Ok(1));
+        assert_eq!(vcpus("66561", "0"), Err(SizeError::TooManyCpus(66)));
+        // Without CRI they are a weight.
+        let spec = json!({"linux": {"resources": {"cpu": {"shares": 8192}}}});
+        assert_eq!(size_of(spec).unwrap().vcpus, 2);
     }
 
     #[test]

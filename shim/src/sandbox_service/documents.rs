@@ -1,9 +1,11 @@
 //! The spec of a pod that the Sandbox API makes: as that of a sandbox's container that only pauses would have been.
 
+use std::collections::HashMap;
+
 use serde_json::{Value, json};
 
 use super::pod_config::{LinuxPodSandboxConfig, NODE, PodSandboxConfig};
-use crate::spec::annotations::CONTAINER_TYPE;
+use crate::spec::annotations::{CONTAINER_TYPE, SANDBOX_CPU_SHARES};
 use crate::spec::{Document, DocumentError, pause};
 
 /// What a sandbox's container would have had as its spec on the host. A namespace that is to be the host's is left out, as
@@ -15,12 +17,10 @@ pub(super) fn of_pod(
     network: &str,
 ) -> Result<Document, DocumentError> {
     let linux = config.linux();
-    let mut annotations = config.annotations.clone();
-    annotations.insert(CONTAINER_TYPE.to_owned(), "sandbox".to_owned());
     Document::from_value(json!({
         "ociVersion": "1.1.0",
         "hostname": config.hostname,
-        "annotations": annotations,
+        "annotations": annotations(config),
         "process": {"args": [pause::PAUSE]},
         "linux": {
             "cgroupsPath": cgroups_path(&linux.cgroup_parent, namespace, id),
@@ -29,6 +29,16 @@ pub(super) fn of_pod(
             "sysctl": linux.sysctls,
         },
     }))
+}
+
+/// Those of the pod, and as containerd's CRI plugin adds them: that it is one, and what it requests of CPUs, which no limit says.
+fn annotations(config: &PodSandboxConfig) -> HashMap<String, String> {
+    let mut annotations = config.annotations.clone();
+    annotations.insert(CONTAINER_TYPE.to_owned(), "sandbox".to_owned());
+    if let Some(resources) = config.linux().resources {
+        annotations.insert(SANDBOX_CPU_SHARES.into(), resources.cpu_shares.to_string());
+    }
+    annotations
 }
 
 /// As containerd's CRI plugin forms it: below the pod's parent, in the form of the cgroup driver that the parent's name
@@ -76,7 +86,19 @@ fn resources(linux: &LinuxPodSandboxConfig) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+    use crate::config::Config;
+    use crate::sizing;
+
+    #[test]
+    fn a_pod_has_the_cpus_that_it_requests() {
+        // 8: {5: {3: 3072}}
+        let config = PodSandboxConfig::decode(&b"\x42\x05\x2a\x03\x18\x80\x18"[..]).unwrap();
+        let document = of_pod(&config, "k8s.io", "p", "").unwrap();
+        assert_eq!(sizing::size(&Config::default(), &document).unwrap().vcpus, 3);
+    }
 
     #[test]
     fn the_pods_cgroup_is_where_containerd_would_have_it() {

@@ -83,6 +83,8 @@ pub(super) struct LinuxContainerResources {
     pub(super) cpu_period: i64,
     #[prost(int64, tag = "2")]
     pub(super) cpu_quota: i64,
+    #[prost(int64, tag = "3")]
+    pub(super) cpu_shares: i64,
     #[prost(int64, tag = "4")]
     pub(super) memory_limit_in_bytes: i64,
     #[prost(message, repeated, tag = "8")]

@@ -10,6 +10,8 @@ pub(crate) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 pub(crate) const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 /// The pod's CPU period in microseconds, set by containerd's CRI plugin.
 pub(crate) const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+/// What the pod requests of CPUs, in shares, set by containerd's CRI plugin.
+pub(crate) const SANDBOX_CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
 /// The pod's memory limit in bytes, set by containerd's CRI plugin.
 pub(crate) const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
