@@ -114,27 +114,57 @@ fn judge_large_pages(setting: &str) -> Finding {
     }
 }
 
+/// The controllers by which a pod's cgroup bounds what its shim and its VMM may take.
+const CONTROLLERS: [&str; 2] = ["memory", "pids"];
+
 pub(super) fn cgroups() -> Finding {
-    const SUBJECT: &str = "cgroups";
     if cgroup::is_unified() {
-        return Finding::good(SUBJECT, "v2");
+        let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+        return judge_cgroups("v2", controllers.split_whitespace());
     }
-    match fs::read_to_string("/proc/self/cgroup") {
-        Ok(hierarchies) if hierarchies.lines().any(|line| !line.starts_with("0:")) => {
-            Finding::good(SUBJECT, "v1: pods are placed in each of its hierarchies")
-        }
-        _ => Finding::doubtful(
-            SUBJECT,
+    let hierarchies = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let separate: Vec<&str> = hierarchies.lines().filter_map(controllers_of_v1).collect();
+    if separate.is_empty() {
+        return Finding::doubtful(
+            CGROUPS,
             "no hierarchy is mounted at /sys/fs/cgroup",
             "mount cgroup2 there, as systemd does",
-        ),
+        );
     }
+    let controllers = separate.iter().flat_map(|names| names.split(','));
+    judge_cgroups("v1: pods are placed in each of its hierarchies", controllers)
+}
+
+const CGROUPS: &str = "cgroups";
+
+/// Those in a line `id:controllers:path` of `/proc/self/cgroup` (cgroups(7)), where it is not v2's.
+fn controllers_of_v1(line: &str) -> Option<&str> {
+    let (id, rest) = line.split_once(':')?;
+    (id != "0").then(|| rest.split(':').next())?
+}
+
+fn judge_cgroups<'a>(version: &str, controllers: impl Iterator<Item = &'a str>) -> Finding {
+    let there: Vec<&str> = controllers.collect();
+    let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|name| !there.contains(name)).collect();
+    if missing.is_empty() {
+        return Finding::good(CGROUPS, version);
+    }
+    let parameters: Vec<String> = missing.iter().map(|name| format!("cgroup_enable={name}")).collect();
+    Finding::doubtful(
+        CGROUPS,
+        format!("{version}, without {}: what a pod takes of the host is not limited", missing.join(" and ")),
+        format!("boot the host with {} (and without cgroup_disable)", parameters.join(" ")),
+    )
 }
 
 pub(super) fn overlay() -> Finding {
+    judge_overlay(&fs::read_to_string("/proc/filesystems").unwrap_or_default())
+}
+
+/// `known`: what `/proc/filesystems` lists.
+fn judge_overlay(known: &str) -> Finding {
     const SUBJECT: &str = "overlayfs";
-    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if known.lines().any(|line| line.trim() == "overlay") {
+    if known.lines().any(|line| line.split_whitespace().last() == Some("overlay")) {
         return Finding::good(SUBJECT, "the kernel has it");
     }
     Finding::doubtful(
@@ -180,6 +210,32 @@ mod tests {
         assert_eq!(judge_kernel("5.12+").verdict, Verdict::Good);
         assert_eq!(judge_kernel("5.4.0-200-generic").verdict, Verdict::Missing);
         assert_eq!(judge_kernel("what").verdict, Verdict::Doubtful);
+    }
+
+    #[test]
+    fn cgroups_that_cannot_limit_a_pod_are_told_with_what_gives_them_back() {
+        let judge = |controllers: &'static str| judge_cgroups("v2", controllers.split_whitespace());
+        assert_eq!(judge("cpuset cpu io memory hugetlb pids rdma misc\n"), Finding::good("cgroups", "v2"));
+        let doubtful = judge("cpuset cpu io pids");
+        assert_eq!(doubtful.verdict, Verdict::Doubtful);
+        assert!(doubtful.found.contains("without memory:"), "{doubtful}");
+        assert!(doubtful.remedy.is_some_and(|remedy| remedy.contains("cgroup_enable=memory (")));
+        assert!(judge("").found.contains("without memory and pids"));
+        // What begins like a controller is another one.
+        assert_eq!(judge("memory_recursiveprot pids").verdict, Verdict::Doubtful);
+    }
+
+    #[test]
+    fn the_controllers_of_v1_are_those_of_its_hierarchies() {
+        let lines = ["4:cpu,cpuacct:/a", "1:name=systemd:/b", "0::/c", "nonsense"].map(controllers_of_v1);
+        assert_eq!(lines, [Some("cpu,cpuacct"), Some("name=systemd"), None, None]);
+    }
+
+    #[test]
+    fn an_overlayfs_that_may_be_a_module_is_a_doubt() {
+        assert_eq!(judge_overlay("nodev\ttmpfs\n\text4\nnodev\toverlay\n").verdict, Verdict::Good);
+        let doubtful = judge_overlay("nodev\toverlayfs2\n\text4\n");
+        assert!(doubtful.verdict == Verdict::Doubtful && doubtful.remedy.is_some(), "{doubtful}");
     }
 
     #[test]
