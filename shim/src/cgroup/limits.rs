@@ -1,6 +1,7 @@
 //! What the host lets the processes of a pod take, whatever its guest does.
 
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use super::{CgroupError, at};
@@ -37,21 +38,26 @@ impl Limits {
         }
     }
 
-    /// Sets them in a pod's directories, one with v2, one for each hierarchy with v1. What no directory has a file for is logged: nobody above
-    /// has passed that controller on.
+    /// Sets them in a pod's directories, one with v2, one for each hierarchy with v1, and answers those that are set. What no directory has
+    /// a file for is logged: nobody above has passed that controller on.
     ///
     /// # Errors
     /// The kernel's refusal, with the file.
-    pub(super) fn set(self, directories: &[&Path]) -> Result<(), CgroupError> {
+    pub(super) fn set(self, directories: &[&Path]) -> Result<Vec<SetLimit>, CgroupError> {
         let limits: [Limit; 2] = [
             ("memory", self.memory, ["memory.max", "memory.limit_in_bytes"]),
             ("pids", self.threads, ["pids.max", "pids.max"]),
         ];
+        let mut done = Vec::new();
         for (controller, value, files) in limits {
             let mut candidates =
                 directories.iter().flat_map(|directory| files.map(|file| directory.join(file)));
             match candidates.find(|file| file.exists()) {
-                Some(file) => fs::write(&file, value.to_string()).map_err(at(&file))?,
+                Some(file) => {
+                    let limit = SetLimit { file, value };
+                    limit.write()?;
+                    done.push(limit);
+                }
                 None => tracing::warn!(
                     controller,
                     value,
@@ -59,7 +65,27 @@ impl Limits {
                 ),
             }
         }
-        Ok(())
+        Ok(done)
+    }
+}
+
+/// A limit that a pod's cgroup has been given.
+#[derive(Debug)]
+pub(super) struct SetLimit {
+    pub(super) file: PathBuf,
+    value: u64,
+}
+
+impl SetLimit {
+    /// Writes it into the kernel's file, which has to be there.
+    pub(super) fn write(&self) -> Result<(), CgroupError> {
+        let file = fs::OpenOptions::new().write(true).open(&self.file);
+        file.and_then(|mut file| file.write_all(self.value.to_string().as_bytes())).map_err(at(&self.file))
+    }
+
+    /// Whether its controller has been taken away from the cgroup, and maybe been given back since: then the file is a new one.
+    pub(super) fn is_lost(&self) -> bool {
+        fs::read(&self.file).map_or(true, |value| value.trim_ascii() == b"max")
     }
 }
 
@@ -98,14 +124,15 @@ mod tests {
         for names in [["memory.max", "pids.max"], ["memory.limit_in_bytes", "pids.max"]] {
             let directory = tempfile::tempdir().unwrap();
             let [memory, pids] = names.map(|name| directory.path().join(name));
-            fs::write(&memory, "max").unwrap();
-            fs::write(&pids, "max").unwrap();
-            limits.set(&[directory.path()]).unwrap();
+            // The kernel's files have no length, so that what is written takes the place of what was there.
+            fs::write(&memory, "").unwrap();
+            fs::write(&pids, "").unwrap();
+            assert_eq!(limits.set(&[directory.path()]).unwrap().len(), 2);
             assert_eq!(fs::read_to_string(memory).unwrap(), (512 * MIB).to_string());
             assert_eq!(fs::read_to_string(pids).unwrap(), "1026");
         }
         let directory = tempfile::tempdir().unwrap();
-        limits.set(&[directory.path()]).unwrap();
+        assert!(limits.set(&[directory.path()]).unwrap().is_empty());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

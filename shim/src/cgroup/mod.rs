@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use cpuset::{Confined, confine};
 pub(crate) use limits::Limits;
+use limits::SetLimit;
 pub(crate) use path::{CgroupPath, PathError};
 pub(crate) use removal::remove;
 
@@ -26,6 +27,7 @@ const CGROUP2_MAGIC: i64 = 0x6367_7270;
 pub(crate) struct PodCgroup {
     /// The directories, and where the shim was before.
     hierarchies: Vec<Membership>,
+    limits: Vec<SetLimit>,
 }
 
 #[derive(Debug)]
@@ -69,21 +71,39 @@ impl PodCgroup {
                 mount,
             })
             .collect();
-        Ok(Self { hierarchies })
+        Ok(Self { hierarchies, limits: Vec::new() })
     }
 
     /// Makes the cgroup, sets its limits and moves this process there. The VMM that it makes then is born there.
     ///
     /// # Errors
     /// What the system returned, with the path.
-    pub(crate) fn join(&self, limits: Limits) -> Result<(), CgroupError> {
+    pub(crate) fn join(&mut self, limits: Limits) -> Result<(), CgroupError> {
         self.hierarchies.iter().try_for_each(|membership| make(&membership.mount, &membership.directory))?;
         let directories: Vec<&Path> =
             self.hierarchies.iter().map(|membership| membership.directory.as_path()).collect();
-        limits.set(&directories)?;
+        self.limits = limits.set(&directories)?;
         self.hierarchies
             .iter()
             .try_for_each(|Membership { directory, .. }| move_self(directory).map_err(at(directory)))
+    }
+
+    /// Sets limits again that the cgroup has lost: systemd, which does not know of it, takes controllers away from what is below a slice
+    /// when it sets the slice up anew (`systemctl daemon-reload`).
+    pub(crate) fn renew_limits(&self) {
+        let lost: Vec<&SetLimit> = self.limits.iter().filter(|limit| limit.is_lost()).collect();
+        if lost.is_empty() {
+            return;
+        }
+        for Membership { mount, directory, .. } in &self.hierarchies {
+            parents(mount, directory).iter().for_each(|parent| limits::pass_controllers_on(parent));
+        }
+        for limit in lost {
+            match limit.write() {
+                Ok(()) => tracing::info!(file = %limit.file.display(), "the pod's cgroup had lost a limit"),
+                Err(error) => tracing::warn!(%error, "the pod's cgroup has lost a limit"),
+            }
+        }
     }
 
     /// The directories, for whoever has to clean up after a killed shim.
@@ -103,6 +123,14 @@ impl PodCgroup {
             }
         }
     }
+}
+
+/// The cgroups above a pod's, from the hierarchy's root on.
+fn parents<'a>(mount: &Path, directory: &'a Path) -> Vec<&'a Path> {
+    let above = directory.ancestors().skip(1).take_while(|parent| parent.starts_with(mount));
+    let mut parents: Vec<&Path> = above.collect();
+    parents.reverse();
+    parents
 }
 
 fn make(mount: &Path, directory: &Path) -> Result<(), CgroupError> {
@@ -220,6 +248,41 @@ mod tests {
         }
         inherit_cpuset(parent, &child).unwrap();
         assert_eq!(fs::read(child.join("cpuset.cpus")).unwrap(), b"0-3");
+    }
+
+    #[test]
+    fn a_limit_that_was_lost_with_its_controller_is_set_again_and_another_one_is_left_alone() {
+        let mount = tempfile::tempdir().unwrap();
+        let slice = mount.path().join("kubepods.slice");
+        let pod = slice.join("pod");
+        fs::create_dir_all(&pod).unwrap();
+        let [memory, pids] = ["memory.max", "pids.max"].map(|file| pod.join(file));
+        for file in [&memory, &pids] {
+            fs::write(file, "").unwrap();
+        }
+        for parent in [mount.path(), &slice] {
+            fs::write(parent.join("cgroup.subtree_control"), "").unwrap();
+        }
+        let membership =
+            Membership { mount: mount.path().into(), directory: pod.clone(), before: mount.path().into() };
+        let limits = Limits::of_vm(128, 1).set(&[&pod]).unwrap();
+        let cgroup = PodCgroup { hierarchies: vec![membership], limits };
+        let limit = fs::read_to_string(&memory).unwrap();
+        fs::write(&pids, "77").unwrap();
+        cgroup.renew_limits();
+        assert_eq!(fs::read(slice.join("cgroup.subtree_control")).unwrap(), b"", "nothing was lost");
+
+        fs::write(&memory, "max").unwrap();
+        cgroup.renew_limits();
+        assert_eq!(fs::read_to_string(&memory).unwrap(), limit);
+        assert_eq!(fs::read(&pids).unwrap(), b"77", "somebody has changed it");
+        for parent in [mount.path(), &slice] {
+            assert_eq!(fs::read(parent.join("cgroup.subtree_control")).unwrap(), b"+pids");
+        }
+        // As long as the controller is not given back there is no file to write to.
+        fs::remove_file(&memory).unwrap();
+        cgroup.renew_limits();
+        assert!(!memory.exists());
     }
 
     #[test]

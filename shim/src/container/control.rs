@@ -151,6 +151,7 @@ impl Tasks {
             return Err(error);
         }
         container.set_limits(limits);
+        self.pod().renew_limits();
         Ok(())
     }
 

@@ -84,6 +84,7 @@ impl Tasks {
         // It ends with this call: who takes the id next finds nothing of a container that could not be made.
         let mut reservation = self.reserve(&request.id)?;
         self.pod().vm().map_err(TaskError::invalid_argument)?;
+        self.pod().renew_limits();
         let mut spec = Document::read(&request.bundle)?;
         let sandbox = if spec.makes_pod() { None } else { self.pod_namespaces() };
         let files = self.pod().files();

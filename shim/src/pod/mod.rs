@@ -276,6 +276,11 @@ impl Pod {
         }
     }
 
+    /// Sets limits of the pod's cgroup on the host again that it has lost.
+    pub(crate) fn renew_limits(&self) {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner).cgroup.renew_limits();
+    }
+
     /// Ends the VM, for this reason.
     pub(crate) fn stop(&self, reason: &str) {
         if let Ok(vm) = self.vm() {
