@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::Context;
@@ -10,6 +10,7 @@ use prost::Message;
 use rustix::process::Pid;
 
 use crate::cri::grpc::Connection;
+use crate::lab::containerd::usual_places;
 
 /// The namespace of `ctr`.
 const NAMESPACE: &str = "default";
@@ -19,6 +20,14 @@ const SNAPSHOTTER: &str = "overlayfs";
 /// Where its socket is.
 fn address() -> String {
     std::env::var("CONTAINERD_ADDRESS").unwrap_or_else(|_| "/run/containerd/containerd.sock".to_owned())
+}
+
+/// The log of a containerd that the lab has started, here or in its machine: its shims' records are in it.
+pub fn log() -> PathBuf {
+    match std::env::var("CONTAINERD_ADDRESS") {
+        Ok(socket) => Path::new(&socket).with_file_name("containerd.log"),
+        Err(_) => usual_places().log,
+    }
 }
 
 /// The process behind its socket.

@@ -1,8 +1,11 @@
-//! Processes, told by the program that they execute.
+//! Processes, told by the program that they execute, and their memory.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::process::Pid;
 
 /// The directories in /proc of the processes whose program is `wanted`. The kernel's own have none.
 ///
@@ -18,6 +21,21 @@ pub fn that_execute(wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> 
         }
     }
     Ok(found)
+}
+
+/// A field of a file with a number of KiB, in MiB.
+pub(crate) fn mebibytes(path: &str, field: &str) -> anyhow::Result<f64> {
+    let text = fs::read_to_string(path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib: f64 = line
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("{path}: {field}"))?;
+    Ok(kib / 1024.0)
+}
+
+/// A process's resident memory in MiB.
+pub(crate) fn resident(process: Pid) -> anyhow::Result<f64> {
+    mebibytes(&format!("/proc/{}/status", process.as_raw_nonzero()), "VmRSS")
 }
 
 #[cfg(test)]

@@ -28,8 +28,7 @@ pub(super) fn watch_init(tasks: &Tasks, container: &Arc<Container>) {
     tokio::spawn(async move {
         let (exit, drain) = ended(&tasks, &container.init).await;
         // The end of the first process is the last that is told of a container.
-        end_others(&tasks, &container).await;
-        drain.finish().await;
+        tokio::join!(end_others(&tasks, &container), drain.finish());
         container.set_freezer(Freezer::Thawed);
         report(&tasks, &container.init, exit).await;
     });
@@ -70,7 +69,7 @@ async fn ended(tasks: &Tasks, process: &Process) -> (Exit, Drain) {
             let reason = report.map(|report| report.to_string()).unwrap_or_default();
             tracing::error!(process = process.id(), reason, "a process ended with its virtual machine");
             // The streams end with the VM; what they held reaches its readers first.
-            (gone(KILLED), process.drain(u64::MAX, u64::MAX))
+            (gone(KILLED), process.drain(u64::MAX, u64::MAX).of_lost_machine())
         }
     }
 }

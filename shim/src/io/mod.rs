@@ -21,9 +21,12 @@ use logger::{Logger, LoggerError};
 use target::{Input, OpenError, Target};
 use uri::{Destination, UriError};
 
-/// How long output may stand still after its process has ended before it is given up: its reader has stalled. It is
-/// what containerd's own shim waits for.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long all that a process has written may take, after its end, to reach its readers before that end is told without it:
+/// one of them has stalled, or is slow. What is on its way goes on until the process is deleted.
+pub(crate) const DRAIN_PATIENCE: Duration = Duration::from_millis(1500);
+
+/// The same where the process has ended with its machine: there is no more than the host has already.
+pub(crate) const LOST_DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The addresses of a process's streams, as containerd gives them; empty ones are not wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -173,31 +176,25 @@ impl Output {
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
     outputs: Vec<(watch::Receiver<Progress>, u64)>,
+    patience: Duration,
 }
 
 impl Drain {
-    /// Waits until everything has reached the host's ends, or nothing has moved for a while.
-    pub(crate) async fn finish(self) {
-        for (progress, expected) in self.outputs {
-            drained(progress, expected, DRAIN_PATIENCE).await;
-        }
+    /// That of a process that has ended with its machine: all of it.
+    pub(crate) fn of_lost_machine(self) -> Self {
+        Self { patience: LOST_DRAIN_PATIENCE, ..self }
     }
-}
 
-async fn drained(mut progress: watch::Receiver<Progress>, expected: u64, patience: Duration) {
-    loop {
-        let now = *progress.borrow_and_update();
-        if now.ended || now.forwarded >= expected {
-            return;
-        }
-        match tokio::time::timeout(patience, progress.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return,
-            Err(_) => {
-                let missing = expected - now.forwarded;
-                tracing::warn!(missing, "output is not read; its process's exit is reported without it");
-                return;
+    /// Waits until everything has reached the host's ends, or patience is over.
+    pub(crate) async fn finish(mut self) {
+        let all = async {
+            for (progress, expected) in &mut self.outputs {
+                // A stream that is not moved any more has ended, too.
+                let _ = progress.wait_for(|now| now.ended || now.forwarded >= *expected).await;
             }
+        };
+        if tokio::time::timeout(self.patience, all).await.is_err() {
+            tracing::warn!("output is not read; its process's exit is reported without it");
         }
     }
 }
@@ -215,7 +212,7 @@ impl ProcessIo {
             .into_iter()
             .filter_map(|(output, expected)| Some((output.as_ref()?.progress.clone(), expected)))
             .collect();
-        Drain { outputs }
+        Drain { outputs, patience: DRAIN_PATIENCE }
     }
 
     /// Stops moving bytes, and ends the logger behind the process's back.
@@ -236,26 +233,49 @@ impl ProcessIo {
 mod tests {
     use super::*;
 
-    #[tokio::test(flavor = "current_thread")]
+    fn drain(outputs: impl Into<Vec<(watch::Receiver<Progress>, u64)>>) -> Drain {
+        Drain { outputs: outputs.into(), patience: DRAIN_PATIENCE }
+    }
+
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
     async fn output_counts_as_drained_once_all_its_bytes_are_there_or_it_has_ended() {
+        let begin = tokio::time::Instant::now();
         let (sender, receiver) = watch::channel(Progress { forwarded: 3, ended: false });
-        let waiting = tokio::spawn(drained(receiver.clone(), 5, Duration::MAX));
+        let waiting = tokio::spawn(drain([(receiver.clone(), 5)]).finish());
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         sender.send_modify(|progress| progress.forwarded = 5);
         waiting.await.unwrap();
 
-        let waiting = tokio::spawn(drained(receiver, 9, Duration::MAX));
+        let waiting = tokio::spawn(drain([(receiver.clone(), 9)]).finish());
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         sender.send_modify(|progress| progress.ended = true);
         waiting.await.unwrap();
+
+        let (aborted, receiver) = watch::channel(Progress::default());
+        drop(aborted);
+        drain([(receiver, 1)]).finish().await;
+        assert_eq!(begin.elapsed(), Duration::ZERO);
     }
 
-    #[tokio::test(flavor = "current_thread")]
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
     async fn a_reader_that_has_stalled_does_not_hold_the_exit_for_ever() {
-        let (_sender, receiver) = watch::channel(Progress::default());
-        drained(receiver, 1, Duration::from_millis(1)).await;
+        let begin = tokio::time::Instant::now();
+        let (_sender, stalled) = watch::channel(Progress::default());
+        let (slow, reading) = watch::channel(Progress::default());
+        tokio::spawn(async move {
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                slow.send_modify(|progress| progress.forwarded += 1);
+            }
+        });
+        let outputs = [(stalled.clone(), 1), (reading, 1000), (stalled, 1)];
+        drain(outputs.clone()).finish().await;
+        assert_eq!(begin.elapsed(), DRAIN_PATIENCE, "the patience is that with all of them");
+        let begin = tokio::time::Instant::now();
+        drain(outputs).of_lost_machine().finish().await;
+        assert_eq!(begin.elapsed(), LOST_DRAIN_PATIENCE);
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -23,6 +23,7 @@ use saya_vmm::control::PANIC_PATIENCE;
 use crate::cgroup::{CgroupError, CgroupPath, Limits, PathError, PodCgroup};
 use crate::config::{Config, ConfigError};
 use crate::identifier;
+use crate::io::{DRAIN_PATIENCE, LOST_DRAIN_PATIENCE};
 use crate::network::{self, NetworkError, PacketFilters, PodNetwork};
 use crate::sizing::{self, SizeError};
 use crate::spec::namespaces::{self, NamespaceError, PodSandbox};
@@ -41,15 +42,16 @@ use volumes::Volumes;
 /// How long a VM whose agent no longer answers may take to end by itself, before it is stopped.
 const LOST_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How soon containerd is to know that a VM is of no more use, whether its kernel has panicked or its agent's connections have
-/// ended, in whichever order. The most that is waited for may be half of it: the rest is for what the host has to do, to
-/// end the VMM first of all.
+/// How soon containerd is to know that a container has ended, or that its VM is of no more use: whether its kernel has panicked
+/// or its agent's connections have ended, in whichever order, and whoever does not read. A quarter of it is for what the
+/// host has to do, to end the VMM first of all.
 const REPORT_LIMIT: Duration = Duration::from_secs(2);
 const _: () = {
+    let most = REPORT_LIMIT.as_millis() * 3 / 4;
     let lost = LOST_PATIENCE.as_millis() + vm::LAST_WORDS.as_millis();
-    assert!(
-        2 * lost <= REPORT_LIMIT.as_millis() && 2 * PANIC_PATIENCE.as_millis() <= REPORT_LIMIT.as_millis()
-    );
+    let drain = LOST_DRAIN_PATIENCE.as_millis();
+    assert!(lost + drain <= most && PANIC_PATIENCE.as_millis() + drain <= most);
+    assert!(DRAIN_PATIENCE.as_millis() <= most);
 };
 
 /// Why a pod could not be started.

@@ -1,6 +1,7 @@
 //! Runs the tests: each in a process of its own, with a deadline, and with a look for leftovers after it.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -149,7 +150,15 @@ fn run_in_process(name: &str, selection: &Selection) -> anyhow::Result<Outcome> 
         i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("the test has no process id")?;
     let patience = if selection.long { LONG_DEADLINE } else { DEADLINE };
     let deadline = Deadline::arm(group, patience);
-    let output = child.stderr.take().map(std::io::read_to_string).transpose()?.unwrap_or_default();
+    let mut output = String::new();
+    for line in child.stderr.take().into_iter().flat_map(|stderr| BufReader::new(stderr).lines()) {
+        let line = line?;
+        if selection.long {
+            // What it has done so far, of much.
+            println!("{line}");
+        }
+        output.extend([line.as_str(), "\n"]);
+    }
     let status = child.wait()?;
     if deadline.disarm() {
         bail!("did not end within {} s; it had printed: {}", patience.as_secs(), output.trim());
@@ -158,10 +167,6 @@ fn run_in_process(name: &str, selection: &Selection) -> anyhow::Result<Outcome> 
         return Ok(Outcome::Skipped(output.trim().to_owned()));
     }
     ensure!(status.success(), "{}", output.trim());
-    if selection.long {
-        // What it has measured.
-        print!("{output}");
-    }
     Ok(Outcome::Passed)
 }
 

@@ -123,12 +123,44 @@ async fn output_without_end_does_not_keep_a_killed_container_alive() {
     let mut reader = tokio::net::unix::pipe::OpenOptions::new().open_receiver(path).unwrap();
     tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
     fixture.tasks.start("c1", "").await.unwrap();
+    let begin = tokio::time::Instant::now();
     fixture.tasks.kill("c1", "", 9, false).await.unwrap();
-    // The guest, which says that there is more to come, is ended, and with it the stream.
-    in_time(fixture.pod.stopped()).await;
-    fixture.guest.turn(Manners::Silent);
+    // The guest says that there is more to come, and what comes is read.
     in_time(fixture.tasks.container("c1").unwrap().init.wait()).await;
+    assert!(begin.elapsed() <= Duration::from_secs(2), "{:?}", begin.elapsed());
     fixture.tasks.delete("c1", "").await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread", start_paused = true)]
+async fn readers_that_stall_hold_up_no_exit_of_a_container_with_its_processes_for_two_seconds() {
+    // With its machine a process ends in the middle of what it writes, too.
+    for (lost, process) in [(false, "flood"), (true, "sleep")] {
+        let fixture = fixture(json!(["sleep"])).await;
+        let mut readers = Vec::new();
+        let mut stalled = |name| {
+            let (stdout, path) = fixture.fifo(name);
+            readers.push(tokio::net::unix::pipe::OpenOptions::new().open_receiver(path).unwrap());
+            Stdio { stdout, ..Stdio::default() }
+        };
+        fixture.create(stalled("c1")).await.unwrap();
+        fixture.tasks.start("c1", "").await.unwrap();
+        let begin = tokio::time::Instant::now();
+        for id in ["e1", "e2", "e3"] {
+            let process = json!({"args": [process], "cwd": "/"}).to_string();
+            fixture.tasks.exec("c1", id, process.as_bytes(), stalled(id)).unwrap();
+            fixture.tasks.start("c1", id).await.unwrap();
+        }
+        if lost {
+            fixture.pod.stop("it is lost");
+        } else {
+            fixture.tasks.kill("c1", "", 9, false).await.unwrap();
+        }
+        in_time(fixture.tasks.container("c1").unwrap().init.wait()).await;
+        assert!(begin.elapsed() <= Duration::from_secs(if lost { 1 } else { 2 }), "{:?}", begin.elapsed());
+        fixture.tasks.delete("c1", "").await.unwrap();
+        let exits = fixture.topics().await.iter().filter(|topic| *topic == "/tasks/exit").count();
+        assert_eq!(exits, 4);
+    }
 }
 
 #[tokio::test(flavor = "current_thread", start_paused = true)]

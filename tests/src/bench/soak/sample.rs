@@ -10,6 +10,7 @@ use anyhow::Context;
 use rustix::process::Pid;
 
 use crate::containerd;
+use crate::processes::{mebibytes, resident};
 
 /// Something that could grow.
 pub(super) struct Metric {
@@ -68,23 +69,9 @@ impl Sample {
     }
 }
 
-/// A field of a file with a number of KiB, in MiB.
-fn mebibytes(path: &str, field: &str) -> anyhow::Result<f64> {
-    let text = fs::read_to_string(path)?;
-    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kib: f64 = line
-        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .with_context(|| format!("{path}: {field}"))?;
-    Ok(kib / 1024.0)
-}
-
 /// Memory that is not available to whoever wants some.
 fn memory() -> anyhow::Result<f64> {
     Ok(mebibytes("/proc/meminfo", "MemTotal")? - mebibytes("/proc/meminfo", "MemAvailable")?)
-}
-
-fn resident(process: Pid) -> anyhow::Result<f64> {
-    mebibytes(&format!("/proc/{}/status", process.as_raw_nonzero()), "VmRSS")
 }
 
 /// Open files of everybody (Documentation/admin-guide/sysctl/fs.rst, file-nr).

@@ -11,6 +11,7 @@ use crate::containerd;
 use crate::ctr::ctr;
 use crate::e2e::context::Context;
 use crate::e2e::task_api::shim_of;
+use crate::processes::resident;
 
 /// A part of a pod, or of what it lives on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +86,13 @@ pub(super) fn vmm(container: &str) -> anyhow::Result<Pid> {
     first.with_context(|| format!("shim {shim} has no child"))
 }
 
-/// How many descriptors and threads a process has.
-pub(super) fn size(process: Pid) -> anyhow::Result<(usize, usize)> {
+/// How many descriptors, threads and MiB a process has.
+pub(super) fn size(process: Pid) -> anyhow::Result<[usize; 3]> {
     let count =
         |what| anyhow::Ok(fs::read_dir(format!("/proc/{}/{what}", process.as_raw_nonzero()))?.count());
-    Ok((count("fd")?, count("task")?))
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let memory = resident(process)? as usize;
+    Ok([count("fd")?, count("task")?, memory])
 }
 
 /// Runs a shell script in the container to its end.
