@@ -201,6 +201,17 @@ mod tests {
     }
 
     #[test]
+    fn a_time_of_birth_counts_where_the_file_system_has_one() {
+        let root = open("/".as_ref());
+        let mut status = rustix::fs::statx(&root, c"", AtFlags::EMPTY_PATH, Status::WANTED).unwrap();
+        (status.stx_btime.tv_sec, status.stx_btime.tv_nsec) = (1, 2);
+        for (mask, birth) in [(StatxFlags::BASIC_STATS, None), (StatxFlags::BTIME, Some((1, 2)))] {
+            status.stx_mask = mask.bits();
+            assert_eq!(Status::from(&status).birth, birth);
+        }
+    }
+
+    #[test]
     fn no_name_leaves_its_directory() {
         let scratch = tempfile::tempdir().unwrap();
         let share = scratch.path().join("share");
