@@ -105,10 +105,14 @@ pub(crate) fn power(value: u8) -> [u8; 7] {
     [0x66, 0xBA, 0x04, 0x06, 0xB0, value, 0xEE]
 }
 
+/// Whether guests can run. `cargo xtask test` counts a test as skipped that says it is, which the harness would not pass on
+/// of one that passes.
 pub(crate) fn kvm_is_there() -> bool {
     let there = File::options().read(true).write(true).open("/dev/kvm").is_ok();
     if !there {
-        eprintln!("skipped: no usable /dev/kvm");
+        let thread = std::thread::current();
+        let line = format!("skipped: {}: no usable /dev/kvm\n", thread.name().unwrap_or_default());
+        std::io::stdout().write_all(line.as_bytes()).unwrap();
     }
     there
 }

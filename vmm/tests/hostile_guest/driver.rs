@@ -5,13 +5,15 @@ use saya_vmm::layout::VIRTIO_MMIO_BASE;
 
 use crate::assembler::Code;
 
-/// The devices of a machine with a share, vsock, an interface of two queue pairs and, in the first slot for what comes later, a disk,
+/// The devices of a machine with two shares, vsock, an interface of two queue pairs and, in the first slot for what comes later, a disk,
 /// in their order, and how many queues each has.
-pub(crate) const DEVICES: [(&str, u32); 6] =
-    [("fs", 2), ("vsock", 3), ("net", 5), ("rng", 1), ("balloon", 4), ("blk", 1)];
-pub(crate) const FS: u32 = 0;
-pub(crate) const VSOCK: u32 = 1;
-pub(crate) const BLK: u32 = 5;
+pub(crate) const DEVICES: [(&str, u32); 7] =
+    [("fs of its own", 2), ("fs", 2), ("vsock", 3), ("net", 5), ("rng", 1), ("balloon", 4), ("blk", 1)];
+/// The share that the guest alone changes: it delays writes there, and opens files without telling.
+pub(crate) const OWN_FS: u32 = 0;
+pub(crate) const FS: u32 = 1;
+pub(crate) const VSOCK: u32 = 2;
+pub(crate) const BLK: u32 = 6;
 
 /// The status bits of a driver that is ready.
 pub(crate) const DRIVER_OK: u32 = 15;

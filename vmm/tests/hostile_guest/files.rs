@@ -5,7 +5,7 @@ use std::path::Path;
 use saya_vmm::control::StopReason;
 
 use crate::assembler::Code;
-use crate::driver::{FS, Rings, begin, negotiate, notify, set_up_queue, wait_for_answers};
+use crate::driver::{FS, OWN_FS, Rings, begin, negotiate, notify, set_up_queue, wait_for_answers};
 use crate::machine::{Bounds, run};
 use crate::random::Random;
 
@@ -104,14 +104,14 @@ fn init() -> Vec<u8> {
     bytes
 }
 
-fn guest(seed: u64) -> Vec<u8> {
+fn guest(device: u32, seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
     let mut code = Code::default();
     let rings = Rings::at(QUEUE, SIZE);
-    negotiate(&mut code, FS);
-    set_up_queue(&mut code, FS, 0, Rings::at(QUEUE + 0x1_0000, SIZE));
-    set_up_queue(&mut code, FS, 1, rings);
-    begin(&mut code, FS);
+    negotiate(&mut code, device);
+    set_up_queue(&mut code, device, 0, Rings::at(QUEUE + 0x1_0000, SIZE));
+    set_up_queue(&mut code, device, 1, rings);
+    begin(&mut code, device);
     let mut available = 0u16;
     for round in 0..40 {
         for slot in 0..SIZE / 2 {
@@ -126,7 +126,7 @@ fn guest(seed: u64) -> Vec<u8> {
             available = available.wrapping_add(1);
             rings.set_available(&mut code, available);
         }
-        notify(&mut code, FS, 1);
+        notify(&mut code, device, 1);
         wait_for_answers(&mut code, rings);
     }
     code.finish()
@@ -134,7 +134,7 @@ fn guest(seed: u64) -> Vec<u8> {
 
 #[test]
 fn requests_for_files_of_any_kind_are_answered_and_nothing_outside_the_share_changes() {
-    for seed in 0..3 {
+    for (device, seed) in [(FS, 0), (OWN_FS, 1), (FS, 2), (OWN_FS, 3)] {
         let outside = tempfile::tempdir().unwrap();
         let secret = outside.path().join("secret");
         std::fs::write(&secret, "secret").unwrap();
@@ -144,7 +144,8 @@ fn requests_for_files_of_any_kind_are_answered_and_nothing_outside_the_share_cha
             std::fs::write(share.join("file"), "content").unwrap();
             std::os::unix::fs::symlink(&secret, share.join("link")).unwrap();
         };
-        let end = run(&guest(seed), Bounds { descriptors: 96 + 64, ..Bounds::default() }, fill, |_| {});
+        let bounds = Bounds { descriptors: 96 + 64, ..Bounds::default() };
+        let end = run(&guest(device, seed), bounds, fill);
         if let Some(end) = end {
             assert_eq!(end.reason, StopReason::PoweredOff, "seed {seed}");
         }

@@ -17,8 +17,8 @@ use saya_vmm::control::{
 use crate::common::tap::{bring_up, open_queue};
 use crate::common::{Vmm, boot, kernel, kvm_is_there};
 
-/// The threads of a VMM with one vCPU: main, vCPU, fs, vsock; one that KVM adds; and what a test program has.
-const THREADS: usize = 8;
+/// The threads of a VMM with one vCPU: main, vCPU, fs (two), vsock; one that KVM adds; and what a test program has.
+const THREADS: usize = 9;
 /// Descriptors that a VMM with such devices has when its guest does nothing, and what a test may add.
 const DESCRIPTORS: usize = 96;
 /// Memory that a VMM may take beyond what guests touch, in KiB: its text and its data, in builds without optimisation.
@@ -30,8 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// The "nice" value of who comes last (setpriority(2)).
 const LEAST_PRIORITY: i32 = 19;
 
-/// The name of the directory that the guest is served.
-const SERVED: &str = "live";
+/// The directories that the guest is served, as a pod's: one that it alone changes, and one that the host changes, too.
+const SERVED: [(&str, Writers); 2] = [("private", Writers::Guest), ("live", Writers::GuestAndHost)];
 
 /// What the machine's thread leaves: taps are in a network of its own, too.
 const NAMESPACES: UnshareFlags = UnshareFlags::FS.union(UnshareFlags::NEWNS).union(UnshareFlags::NEWNET);
@@ -63,14 +63,9 @@ pub(crate) struct End {
     pub(crate) connections: usize,
 }
 
-/// Runs a guest in a machine whose share is `fill`ed, to its end, and checks meanwhile that the VMM stays within its
-/// bounds. Afterwards `look` sees the share. `None` where no machine can be had.
-pub(crate) fn run(
-    code: &[u8],
-    bounds: Bounds,
-    fill: impl FnOnce(&Path) + Send,
-    look: impl FnOnce(&Path) + Send,
-) -> Option<End> {
+/// Runs a guest in a machine whose directories are `fill`ed, to its end, and checks meanwhile that the VMM stays within its
+/// bounds and that a machine beside it is not disturbed. `None` where no machine can be had.
+pub(crate) fn run(code: &[u8], bounds: Bounds, fill: impl Fn(&Path) + Sync) -> Option<End> {
     if !kvm_is_there() {
         return None;
     }
@@ -88,11 +83,12 @@ pub(crate) fn run(
             std::fs::create_dir(&share).unwrap();
             let flags = MountFlags::NOSUID | MountFlags::NODEV;
             mount("share", &share, "tmpfs", flags, c"size=16m").unwrap();
-            let served = share.join(SERVED);
-            std::fs::create_dir(&served).unwrap();
-            fill(&served);
+            for (name, _) in SERVED {
+                let served = share.join(name);
+                std::fs::create_dir(&served).unwrap();
+                fill(&served);
+            }
             let end = run_on(code, bounds, directory.path(), &share);
-            look(&served);
             // The directory cannot be removed while anything is mounted in it.
             unmount(&share, UnmountFlags::DETACH).unwrap();
             Some(end)
@@ -101,11 +97,11 @@ pub(crate) fn run(
     })
 }
 
-/// Boots a machine that shares a directory, listens at a new socket, and has an interface if there are taps for it.
+/// Boots a machine that shares the directories, listens at a new socket, and has an interface if there are taps for it.
 fn boot_machine(vmm: &Vmm, code: &[u8], share: &Path, socket: &Path, taps: &[OwnedFd]) {
     let listener = UnixListener::bind(socket).unwrap();
     let (share, kernel) = (File::open(share).unwrap(), kernel(code));
-    let shares = vec![Share { name: SERVED.into(), writers: Writers::GuestAndHost }];
+    let shares = SERVED.map(|(name, writers)| Share { name: name.into(), writers }).to_vec();
     let mut roles = vec![FileRole::Kernel, FileRole::Share, FileRole::Vsock];
     let mut files = vec![kernel.as_fd(), share.as_fd(), listener.as_fd()];
     for (queue_pair, tap) in (0..).zip(taps) {
@@ -136,13 +132,16 @@ fn run_on(code: &[u8], bounds: Bounds, directory: &Path, share: &Path) -> End {
     boot_machine(&vmm, code, share, &directory.join("vsock"), &taps);
     drop(taps);
     attach_disk(&vmm);
-    let over = AtomicBool::new(false);
+    let (over, works_on) = (AtomicBool::new(false), AtomicBool::new(false));
     let (reason, connections) = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(&vmm, bounds, &over));
+        let watchers = [
+            scope.spawn(|| watch(&vmm, bounds, &works_on, &over)),
+            scope.spawn(|| neighbour.watch(&works_on, &over)),
+        ];
         let told = follow(&vmm);
         over.store(true, Ordering::SeqCst);
-        if let Err(panic) = watcher.join() {
-            std::panic::resume_unwind(panic);
+        for watcher in watchers {
+            watcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
         told
     });
@@ -176,6 +175,17 @@ impl Neighbour {
             panic!("no counters of the machine beside it")
         };
         counters.exits.get("io_out").copied().unwrap_or(0)
+    }
+
+    /// Has its VMM answer until the other guest's end, and says when its guest has worked on beside that.
+    fn watch(&self, works_on: &AtomicBool, over: &AtomicBool) {
+        let before = self.writes();
+        while !over.load(Ordering::SeqCst) {
+            if self.writes() > before {
+                works_on.store(true, Ordering::SeqCst);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Its guest works on, its VMM answers, and it ends when it is told to.
@@ -212,8 +222,9 @@ fn follow(vmm: &Vmm) -> (StopReason, usize) {
     }
 }
 
-/// Looks at the VMM from time to time until the guest's end, which comes when the patience with it is over at the latest.
-fn watch(vmm: &Vmm, bounds: Bounds, over: &AtomicBool) {
+/// Looks at the VMM from time to time until the guest's end. When the patience with the guest is over it is stopped, but not
+/// before the one of the machine beside it has worked on meanwhile.
+fn watch(vmm: &Vmm, bounds: Bounds, works_on: &AtomicBool, over: &AtomicBool) {
     let directory = Path::new("/proc").join(vmm.process.id().to_string());
     let mut deadline = Some(Instant::now() + bounds.patience);
     let count = |what: &str| std::fs::read_dir(directory.join(what)).map_or(0, Iterator::count);
@@ -225,8 +236,11 @@ fn watch(vmm: &Vmm, bounds: Bounds, over: &AtomicBool) {
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let resident = resident.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok());
         assert!(resident.unwrap_or(0) <= RESIDENT_KIB, "{resident:?} KiB of the VMM are resident");
-        if deadline.take_if(|deadline| *deadline < Instant::now()).is_some() {
+        let (now, beside) = (Instant::now(), works_on.load(Ordering::SeqCst));
+        let is_over = |deadline: &mut Instant| *deadline < now && (beside || *deadline + PATIENCE < now);
+        if deadline.take_if(is_over).is_some() {
             vmm.control.send(&Request::Stop, &[]).unwrap();
+            assert!(beside, "the guest of the machine beside it has stood still meanwhile");
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -234,7 +248,7 @@ fn watch(vmm: &Vmm, bounds: Bounds, over: &AtomicBool) {
 
 /// Runs a guest that has nothing to do with files.
 pub(crate) fn run_without_files(code: &[u8], bounds: Bounds) -> Option<End> {
-    run(code, bounds, |_| {}, |_| {})
+    run(code, bounds, |_| {})
 }
 
 /// Runs it, and it must come to its own end.

@@ -119,7 +119,7 @@ fn packets_of_any_kind_cost_their_connections_and_no_more() {
                 wait_for_answers(&mut code, transmit);
             }
         }
-        if let Some(end) = run(&code.finish(), bounds(), |_| {}, |_| {}) {
+        if let Some(end) = run(&code.finish(), bounds(), |_| {}) {
             assert_eq!(end.reason, StopReason::PoweredOff, "seed {seed}");
         }
     }
@@ -157,7 +157,7 @@ fn a_flood_of_connections_is_bounded_and_the_host_is_not_held_up() {
         notify(code, VSOCK, 0);
         wait_for_answers(code, transmit);
     });
-    if let Some(end) = run(&code.finish(), bounds(), |_| {}, |_| {}) {
+    if let Some(end) = run(&code.finish(), bounds(), |_| {}) {
         assert_eq!(end.reason, StopReason::PoweredOff);
         assert!(end.connections > 0, "{end:?}");
     }
