@@ -25,7 +25,8 @@ const HISTOGRAM: &str = "hist:keys=common_pid,id:size=32768";
 const FILES: &str = "set -e; mkdir d; chmod 777 d; echo x > d/f; echo y >> d/f; cat d/f; ln d/f d/hard; ln -s f d/soft; \
     readlink d/soft; cat d/soft; mv d/hard d/moved; chmod 600 d/f; chown 1000:1000 d/f; truncate -s 1 d/f; touch -t 202001010000 d/f; \
     mkfifo d/fifo; stat -f d; df d; rm d/moved; i=0; while [ $i -lt 400 ]; do : > d/a-file-with-a-long-name-$i; i=$((i+1)); done; \
-    ls -la d | wc -l; mkdir d/e; rmdir d/e; dd if=/dev/zero of=d/large bs=1M count=8; cat d/large | wc -c; rm d/large";
+    ls -la d | wc -l; mkdir d/e; rmdir d/e; dd if=/dev/zero of=d/large bs=1M count=8; cat d/large | wc -c; rm d/large; \
+    fallocate -l 65536 d/reserved; sync d/reserved; sync -d d/f; sync -f d/f";
 
 fn audit(context: &Context) -> anyhow::Result<()> {
     context.for_ours_alone("it has no such filters")?;
