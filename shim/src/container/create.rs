@@ -8,6 +8,7 @@ use rustix::mount::MountPropagationFlags;
 use saya_agent_api::agent::CreateContainerRequest;
 use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE};
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use super::error::TaskError;
 use super::process::Process;
@@ -23,6 +24,7 @@ use crate::pod::directory::ContainerPlaces;
 use crate::pod::files;
 use crate::spec::host_cpus::HostCpus;
 use crate::spec::mounts::{self, Volume};
+use crate::spec::namespaces::PodNamespaces;
 use crate::spec::translation::{self, Context, Translation, TranslationError};
 use crate::spec::{Document, DocumentError};
 
@@ -91,16 +93,7 @@ impl Tasks {
         if let Some(files) = files {
             files.bind(&mut spec)?;
         }
-        let mut translation = translation::translate(
-            &spec,
-            &Context {
-                container: &request.id,
-                bundle: &request.bundle,
-                sandbox,
-                settings: self.pod().settings(),
-                inspect: &mounts::inspect,
-            },
-        )?;
+        let (spec, mut translation) = self.translate(spec, &request, sandbox).await?;
         if files.is_some() {
             files::share_memory(&mut translation.guest);
         }
@@ -112,6 +105,28 @@ impl Tasks {
             self.remove_files(&request.id, &places).await;
         }
         created
+    }
+
+    /// Translates the spec for the guest. Its volumes are looked at, whose file systems are the host's and may never answer.
+    async fn translate(
+        &self,
+        spec: Document,
+        request: &CreateRequest,
+        sandbox: Option<PodNamespaces>,
+    ) -> Result<(Document, Translation), TaskError> {
+        let (container, bundle) = (request.id.clone(), request.bundle.clone());
+        let settings = self.pod().settings().clone();
+        let translated = aside(move || {
+            let context = Context {
+                container: &container,
+                bundle: &bundle,
+                sandbox,
+                settings: &settings,
+                inspect: &mounts::inspect,
+            };
+            translation::translate(&spec, &context).map(|translation| (spec, translation))
+        });
+        Ok(translated.await??)
     }
 
     async fn create_with(
@@ -358,4 +373,13 @@ async fn blocking<T: Send + 'static>(
         Ok(done) => done.map_err(TaskError::failed),
         Err(error) => Err(TaskError::failed(error)),
     }
+}
+
+/// Runs what may wait for ever on a thread of its own, which costs nobody else a turn and holds up no end of the process.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TaskError> {
+    let (sender, done) = oneshot::channel();
+    // Who has given up waiting is told nothing.
+    let run = move || drop(sender.send(work()));
+    std::thread::Builder::new().spawn(run).map_err(TaskError::failed)?;
+    done.await.map_err(TaskError::failed)
 }

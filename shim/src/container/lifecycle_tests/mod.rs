@@ -4,9 +4,11 @@ mod fake_guest;
 mod hostile_guest;
 mod sandbox;
 
+use std::ffi::CString;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use containerd_shim_protos::api::ConnectRequest;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::Task;
 use protobuf::Message;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use saya_agent_api::agent::ConfigureSandboxRequest;
 use serde_json::json;
 use ttrpc::Code;
@@ -100,6 +103,17 @@ impl Fixture {
         let publisher = Publisher::start_with(events.clone(), "default");
         let tasks = Tasks::new("default", pod.clone(), publisher);
         Self { _root: root, bundle, tasks, pod, guest, events }
+    }
+
+    /// The bundle of another container, which has `source` as its volume.
+    fn another_bundle(&self, source: &Path) -> PathBuf {
+        let bundle = self.bundle.with_file_name("another");
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        let mut spec: serde_json::Value =
+            serde_json::from_slice(&fs::read(self.bundle.join("config.json")).unwrap()).unwrap();
+        spec["mounts"][0]["source"] = source.to_str().unwrap().into();
+        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+        bundle
     }
 
     async fn create(&self, stdio: Stdio) -> Result<u32, super::TaskError> {
@@ -385,4 +399,51 @@ async fn hooks_of_the_host_run_around_the_container() {
     fixture.tasks.container("c1").unwrap().init.wait().await;
     fixture.tasks.delete("c1", "").await.unwrap();
     assert_eq!(fs::read_to_string(&log).unwrap(), "prestart\ncreateRuntime\npoststart\npoststop\n");
+}
+
+/// A file system that answers nothing, as a network's whose server is gone, until this ends.
+struct Mute {
+    place: PathBuf,
+    _server: fs::File,
+}
+
+impl Mute {
+    fn mount(place: PathBuf) -> Self {
+        fs::create_dir(&place).unwrap();
+        let server = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        let options = CString::new(options).unwrap();
+        mount("mute", &place, "fuse", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()).unwrap();
+        Self { place, _server: server }
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        unmount(&self.place, UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_volume_whose_file_system_never_answers_holds_up_its_own_container_alone() {
+    let fixture = Fixture::new(json!(["exit", "0"])).await;
+    let mute = Mute::mount(fixture.bundle.with_file_name("mute"));
+    let bundle = fixture.another_bundle(&mute.place);
+    let (tasks, request) =
+        (fixture.tasks.clone(), CreateRequest { id: "c2".into(), bundle, ..CreateRequest::default() });
+    let stuck = tokio::spawn(async move { tasks.create(request).await });
+
+    // It has its turn with the first thing that this one waits for.
+    fixture.create(Stdio::default()).await.unwrap();
+    fixture.tasks.start("c1", "").await.unwrap();
+    let init = fixture.tasks.container("c1").unwrap().init.clone();
+    assert_eq!(init.wait().await.status, 0);
+    fixture.tasks.delete("c1", "").await.unwrap();
+    assert!(!stuck.is_finished() && !fixture.tasks.is_empty());
+
+    let place = mute.place.display().to_string();
+    drop(mute);
+    let error = stuck.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains(&place), "{error}");
+    assert!(fixture.tasks.is_empty());
 }

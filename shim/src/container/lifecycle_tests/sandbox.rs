@@ -234,8 +234,5 @@ async fn a_pods_limits_and_network_become_its_virtual_machines() {
     assert_eq!(spec.text("/linux/cgroupsPath"), Some("/kubepods/x/p1"));
     assert_eq!(spec.value()["linux"]["resources"]["memory"]["limit"], 64 << 20);
     assert_eq!(spec.value()["linux"]["resources"]["cpu"], json!({"quota": 200_000, "period": 100_000}));
-    assert_eq!(
-        crate::spec::namespaces::network_path(&spec).as_deref(),
-        Some(std::path::Path::new("/run/netns/p1"))
-    );
+    assert_eq!(crate::spec::namespaces::network_path(&spec).as_deref(), Some(Path::new("/run/netns/p1")));
 }
