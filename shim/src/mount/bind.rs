@@ -19,13 +19,25 @@ use super::user_namespace::{self, IdMapping};
 pub(crate) struct Binding {
     /// Whether mounts below the source come along.
     pub(crate) recursive: bool,
-    /// Whether nobody can write. Mounts below keep their own, as mount(8) has it.
-    pub(crate) read_only: bool,
+    /// Where nobody can write.
+    pub(crate) read_only: ReadOnly,
     /// Whether what the host mounts below the source later appears too. What is mounted below the target never appears
     /// below the source.
     pub(crate) slave: bool,
     /// Whose the files are, if not those that the file system says.
     pub(crate) mapping: Option<IdMapping>,
+}
+
+/// What of a bind is read-only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum ReadOnly {
+    /// Nothing that was not so before.
+    #[default]
+    Nothing,
+    /// The bind itself. Mounts below keep their own, as mount(8) has it.
+    Top,
+    /// Mounts below, too, as far as they come along now.
+    All,
 }
 
 /// Binds `source` to `target`. The mount takes no devices and no set-id bits; the guest, which has its own, is not
@@ -56,9 +68,9 @@ fn unattached(source: &Path, binding: &Binding) -> io::Result<OwnedFd> {
     all.attr_set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     all.propagation = propagation.bits().into();
     set_attributes(&tree, binding.recursive, &all)?;
-    if binding.read_only {
+    if binding.read_only != ReadOnly::Nothing {
         let read_only = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, ..unchanged() };
-        set_attributes(&tree, false, &read_only)?;
+        set_attributes(&tree, binding.read_only == ReadOnly::All, &read_only)?;
     }
     if let Some(mapping) = &binding.mapping {
         map(&tree, mapping)?;
@@ -106,4 +118,38 @@ fn set_attributes(tree: &OwnedFd, recursive: bool, change: &libc::mount_attr) ->
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustix::mount::MountFlags;
+
+    use super::*;
+    use crate::mount::unmount_all;
+
+    #[test]
+    fn what_is_read_only_below_a_bind_is_what_was_asked_for() {
+        let root = tempfile::tempdir().unwrap();
+        let [source, target] = ["source", "target"].map(|name| root.path().join(name));
+        fs::create_dir_all(source.join("below")).unwrap();
+        fs::create_dir(&target).unwrap();
+        rustix::mount::mount("tmpfs", source.join("below"), "tmpfs", MountFlags::empty(), None).unwrap();
+        let writable = |place: &Path| match fs::write(place.join("new"), "") {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+                false
+            }
+        };
+        let found = [ReadOnly::Nothing, ReadOnly::Top, ReadOnly::All].map(|read_only| {
+            bind(&source, &target, &Binding { recursive: true, read_only, ..Binding::default() }).unwrap();
+            let found = (writable(&target), writable(&target.join("below")));
+            unmount_all(&target).unwrap();
+            found
+        });
+        unmount_all(&source.join("below")).unwrap();
+        assert_eq!(found, [(true, true), (false, true), (false, false)]);
+    }
 }

@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
-pub(crate) use bind::{Binding, bind};
+pub(crate) use bind::{Binding, ReadOnly, bind};
 use options::Options;
 pub(crate) use user_namespace::IdMapping;
 
@@ -109,7 +109,8 @@ impl Request {
         let place = open_inside(root, relative).map_err(refused)?;
         if options.flags.contains(MountFlags::BIND) || self.kind == "bind" {
             let recursive = options.flags.contains(MountFlags::REC);
-            let read_only = options.flags.contains(MountFlags::RDONLY);
+            let read_only =
+                if options.flags.contains(MountFlags::RDONLY) { ReadOnly::Top } else { ReadOnly::Nothing };
             let binding = Binding { recursive, read_only, ..Binding::default() };
             return bind::bind_onto(Path::new(&self.source), &place, &binding).map_err(refused);
         }

@@ -122,13 +122,18 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::mount::ReadOnly;
 
     fn volume(source: &Path, read_only: bool) -> Volume {
         Volume {
             source: source.to_owned(),
             mount: 0,
             directory: true,
-            binding: Binding { recursive: true, read_only, ..Binding::default() },
+            binding: Binding {
+                recursive: true,
+                read_only: if read_only { ReadOnly::Top } else { ReadOnly::Nothing },
+                ..Binding::default()
+            },
         }
     }
 

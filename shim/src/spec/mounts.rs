@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::devices;
 use super::mappings::{self, MappingError};
-use crate::mount::{Binding, IdMapping};
+use crate::mount::{Binding, IdMapping, ReadOnly};
 
 /// The most mounts that a container may have.
 const MOUNTS_MAX: usize = 2048;
@@ -261,6 +261,14 @@ impl View {
         }
     }
 
+    fn read_only(&self) -> ReadOnly {
+        match () {
+            () if self.has("rro") => ReadOnly::All,
+            () if self.has("ro") => ReadOnly::Top,
+            () => ReadOnly::Nothing,
+        }
+    }
+
     fn volume(
         &self,
         source: PathBuf,
@@ -276,7 +284,7 @@ impl View {
         }
         let binding = Binding {
             recursive: self.has("rbind"),
-            read_only: self.has("ro") || self.has("rro"),
+            read_only: self.read_only(),
             slave: self.has("slave") || self.has("rslave"),
             mapping,
         };
@@ -319,13 +327,21 @@ mod tests {
                 source: "/srv/data".into(),
                 mount: 0,
                 directory: true,
-                binding: Binding { recursive: true, read_only: true, slave: true, mapping: None },
+                binding: Binding { recursive: true, read_only: ReadOnly::Top, slave: true, mapping: None },
             }]
         );
         let mut guest = json!({"mounts": after});
         place(&mut guest, &volumes[0], "7");
         assert_eq!(guest["mounts"][0]["source"], "/run/saya/share/live/7");
         assert_eq!(after[0]["options"], json!(["rbind", "ro", "rslave"]));
+    }
+
+    #[test]
+    fn what_is_recursively_read_only_is_so_on_the_host_too() {
+        let mounts = json!([{"destination": "/data", "type": "bind", "source": "/srv/data",
+            "options": ["rbind", "ro", "rro"]}]);
+        let (volumes, _) = run(mounts, SourceKind::Directory).unwrap();
+        assert_eq!(volumes[0].binding.read_only, ReadOnly::All);
     }
 
     #[test]
