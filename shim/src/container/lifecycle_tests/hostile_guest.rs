@@ -29,7 +29,7 @@ async fn running() -> Fixture {
 async fn assert_over(fixture: &Fixture) {
     let container = fixture.tasks.container("c1").unwrap();
     assert_eq!(in_time(container.init.wait()).await.status, 137);
-    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 137);
+    assert_eq!(in_time(fixture.tasks.delete("c1", "")).await.unwrap().status, 137);
     assert!(fixture.tasks.is_empty());
     assert_eq!(fixture.topics().await.last().unwrap(), "/tasks/delete");
 }
@@ -70,7 +70,7 @@ async fn a_container_that_was_never_started_is_deleted_from_a_silent_guest() {
     let fixture = fixture(json!(["sleep"])).await;
     fixture.create(Stdio::default()).await.unwrap();
     fixture.guest.turn(Manners::Silent);
-    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 137);
+    assert_eq!(in_time(fixture.tasks.delete("c1", "")).await.unwrap().status, 137);
     assert!(fixture.tasks.is_empty());
 }
 
@@ -128,7 +128,7 @@ async fn output_without_end_does_not_keep_a_killed_container_alive() {
     // The guest says that there is more to come, and what comes is read.
     in_time(fixture.tasks.container("c1").unwrap().init.wait()).await;
     assert!(begin.elapsed() <= Duration::from_secs(2), "{:?}", begin.elapsed());
-    fixture.tasks.delete("c1", "").await.unwrap();
+    in_time(fixture.tasks.delete("c1", "")).await.unwrap();
 }
 
 #[tokio::test(flavor = "current_thread", start_paused = true)]
@@ -157,7 +157,7 @@ async fn readers_that_stall_hold_up_no_exit_of_a_container_with_its_processes_fo
         }
         in_time(fixture.tasks.container("c1").unwrap().init.wait()).await;
         assert!(begin.elapsed() <= Duration::from_secs(if lost { 1 } else { 2 }), "{:?}", begin.elapsed());
-        fixture.tasks.delete("c1", "").await.unwrap();
+        in_time(fixture.tasks.delete("c1", "")).await.unwrap();
         let exits = fixture.topics().await.iter().filter(|topic| *topic == "/tasks/exit").count();
         assert_eq!(exits, 4);
     }
@@ -220,7 +220,7 @@ async fn a_guest_whose_containers_processes_outlive_the_first_one_is_ended() {
     assert_eq!(in_time(container.init.wait()).await.status, 0);
     assert!(begin.elapsed() <= 10 * PATIENCE + Duration::from_secs(10), "{:?}", begin.elapsed());
     assert_eq!(in_time(container.process("e1").unwrap().wait()).await.status, 137);
-    fixture.tasks.delete("c1", "").await.unwrap();
+    in_time(fixture.tasks.delete("c1", "")).await.unwrap();
 }
 
 #[tokio::test(flavor = "current_thread", start_paused = true)]
@@ -228,7 +228,7 @@ async fn a_guest_that_lets_a_container_live_that_was_never_started_is_ended() {
     let fixture = fixture(json!(["sleep"])).await;
     fixture.create(Stdio::default()).await.unwrap();
     fixture.guest.turn(Manners::Immortal);
-    assert_eq!(fixture.tasks.delete("c1", "").await.unwrap().status, 137);
+    assert_eq!(in_time(fixture.tasks.delete("c1", "")).await.unwrap().status, 137);
 }
 
 #[tokio::test(flavor = "current_thread", start_paused = true)]
@@ -289,7 +289,7 @@ async fn an_exit_status_that_cannot_be_is_that_of_an_unknown_process() {
     fixture.guest.end("c1", u32::MAX);
     let container = fixture.tasks.container("c1").unwrap();
     assert_eq!(in_time(container.init.wait()).await.status, 255);
-    fixture.tasks.delete("c1", "").await.unwrap();
+    in_time(fixture.tasks.delete("c1", "")).await.unwrap();
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -302,7 +302,7 @@ async fn a_process_that_talks_back_on_its_input_loses_it() {
     let container = fixture.tasks.container("c1").unwrap();
     assert_eq!(in_time(container.init.wait()).await.status, 0);
     assert_eq!(fixture.tasks.processes("c1").await.unwrap().len(), 1);
-    fixture.tasks.delete("c1", "").await.unwrap();
+    in_time(fixture.tasks.delete("c1", "")).await.unwrap();
     let nobody = fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path);
     assert_eq!(nobody.unwrap_err().raw_os_error(), Some(libc::ENXIO), "nobody reads the input any more");
 }
