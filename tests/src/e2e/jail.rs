@@ -47,9 +47,55 @@ fn jailed(context: &Context) -> anyhow::Result<()> {
         ensure!(theirs? != ours?, "the VMM is in the host's {namespace} namespace");
     }
     limited(&vmm)?;
+    ensure!(fs::read(vmm.join("environ"))?.is_empty(), "the VMM has an environment");
+    resource_limits(&fs::read_to_string(vmm.join("limits"))?)?;
+    descriptors(&vmm)?;
     let interfaces = fs::read_to_string(vmm.join("net/dev"))?;
     ensure!(interfaces.lines().skip(2).all(|line| line.trim().starts_with("lo:")), "{interfaces}");
     container.remove()
+}
+
+/// What the jail sets (getrlimit(2)), as `/proc/<pid>/limits` has it: soft and hard limit.
+fn resource_limits(limits: &str) -> anyhow::Result<()> {
+    for (name, most) in [
+        ("Max core file size", 1),
+        ("Max msgqueue size", 0),
+        ("Max realtime priority", 0),
+        ("Max open files", 96 * 1024),
+    ] {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name));
+        let mut values = line.with_context(|| format!("no {name}: {limits}"))?.split_whitespace();
+        for which in ["soft", "hard"] {
+            let value: u64 = values.next().unwrap_or_default().parse().with_context(|| limits.to_owned())?;
+            ensure!(value <= most, "the {which} limit {name} is {value}");
+        }
+    }
+    Ok(())
+}
+
+/// What the VMM has open is its machine's, or lies in its share: nothing of containerd's, of the shim's or of another pod. Its descriptors of
+/// the share, and the one of its own descriptors, have paths that begin at its root.
+fn descriptors(vmm: &Path) -> anyhow::Result<()> {
+    const MACHINE: &[&str] = &["anon_inode:", "socket:", "/dev/null", "/dev/kvm", "/dev/net/tun"];
+    const SHARE: &[&str] = &["/private/jailed", "/live/"];
+    let mut strange = Vec::new();
+    for entry in fs::read_dir(vmm.join("fd"))? {
+        // One of a file that the guest has not used for long may be closed meanwhile.
+        let entry = entry?;
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let target = target.to_string_lossy().into_owned();
+        // What it writes to standard error the shim reads.
+        let is_standard_error = entry.file_name() == "2" && target.starts_with("pipe:");
+        // The host's root directory has the same path, and what is in it.
+        let is_root = target == "/" && !entry.path().join("etc/passwd").exists();
+        let known = MACHINE.iter().chain(SHARE).any(|known| target.starts_with(known))
+            || ["/private", "/live"].contains(&target.as_str());
+        if !known && !is_root && !is_standard_error {
+            strange.push(target);
+        }
+    }
+    ensure!(strange.is_empty(), "the VMM has open: {strange:?}");
+    Ok(())
 }
 
 /// The cgroup of the VMM gives it what its guest may take and not much more, whatever the containers' limits are.
