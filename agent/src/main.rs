@@ -14,6 +14,7 @@ mod error;
 mod forward;
 mod kernel_log;
 mod network;
+mod paths;
 mod pod;
 mod ports;
 mod power;

@@ -47,6 +47,9 @@ pub const PRIVATE_SHARE: &str = "private";
 /// The tag of the virtio-fs device with what the host writes, too: volumes, as `<number>`.
 pub const LIVE_SHARE: &str = "live";
 
+/// Where the agent mounts a pod's volumes in memory, each by its name.
+pub const MEMORY_PATH: &str = "/run/saya/memory";
+
 /// An empty directory of the guest's: the root file system of a pod's own process, which is the agent's program (at
 /// [`AGENT_PROGRAM`]) with the argument [`HOLD_POD`].
 pub const POD_ROOT: &str = "/run/saya/pod";

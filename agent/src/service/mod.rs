@@ -1,6 +1,7 @@
 //! The requests of the host, one method each.
 
 mod configure;
+mod memory;
 mod share;
 
 use std::sync::Arc;
@@ -25,17 +26,19 @@ use crate::power;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
 use crate::stdio::{StreamNumbers, window};
+use memory::MemoryVolumes;
 
 /// Answers requests.
 #[derive(Debug)]
 pub(crate) struct Service {
     sandbox: Arc<Sandbox>,
+    memory: MemoryVolumes,
 }
 
 impl Service {
     /// Answers for `sandbox`.
     pub(crate) fn new(sandbox: Arc<Sandbox>) -> Self {
-        Self { sandbox }
+        Self { sandbox, memory: MemoryVolumes::default() }
     }
 
     fn process(&self, container: &str, exec_id: &str) -> Result<Arc<Process>> {
@@ -56,6 +59,8 @@ impl Service {
 
     async fn create_container(&self, request: CreateContainerRequest) -> Result<CreateResponse> {
         let streams = StreamNumbers::from_request(&request.streams)?;
+        share::mount_submounts(&request.submounts);
+        self.memory.prepare(&request.memory_volumes)?;
         let (container, unknown_fields) =
             self.build(&request.container_id, &request.oci_spec, streams).await?;
         Ok(created(container.first(), unknown_fields))

@@ -1,9 +1,11 @@
 //! The host's files: virtio-fs that all containers of the pod take their roots and volumes from.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, rmdir, statx, unlink};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, open, openat2, rmdir, statx, unlink};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE, SHARE_PATH};
@@ -19,6 +21,9 @@ const READ_AHEAD_KIB: &str = "1024";
 /// hundredth, and makes a writer that has more of them sleep (`fuse_bdi_init`, fs/fuse/inode.c). More than a tenth could
 /// fill a container's memory limit, since these pages are not counted against it when they are limited.
 const MOST_UNWRITTEN_PERCENT: &str = "10";
+
+/// How a directory is opened so that the kernel mounts what belongs there, and no more.
+const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Mounts what the host shares.
 pub(super) fn mount() -> Result<()> {
@@ -52,8 +57,18 @@ pub(super) fn mount_volumes(mounts: &[MountPlan]) {
         let MountSource::Bind { source, .. } = &mount.source else { continue };
         if source.starts_with(SHARE_PATH) {
             // A file is not a file system of its own, and what is missing is told of when it is bound.
-            let _ = open(source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            let _ = open(source, PLACE, Mode::empty());
         }
+    }
+}
+
+/// The same for mounts of the host's below volumes, by their paths in the share. Mounted when a path leads to them below a container's
+/// bind, they would have that bind's flags.
+pub(super) fn mount_submounts(paths: &[Vec<u8>]) {
+    for path in paths {
+        let place = Path::new(SHARE_PATH).join(OsStr::from_bytes(path));
+        // What is below a volume may be somebody's links by now. Of what is no directory the same holds as above.
+        let _ = openat2(CWD, place, PLACE, Mode::empty(), ResolveFlags::NO_SYMLINKS);
     }
 }
 

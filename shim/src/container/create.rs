@@ -1,12 +1,13 @@
 //! Creating a container.
 
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
 use rustix::fs::StatVfsMountFlags;
 use rustix::mount::MountPropagationFlags;
 use saya_agent_api::agent::CreateContainerRequest;
-use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE};
+use saya_agent_api::{LIVE_SHARE, PRIVATE_SHARE, SHARE_PATH};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -22,9 +23,11 @@ use crate::mount::{self, Binding};
 use crate::pod::agent::{Agent, no_timeout};
 use crate::pod::directory::ContainerPlaces;
 use crate::pod::files;
+use crate::pod::volumes::Place;
 use crate::spec::host_cpus::HostCpus;
 use crate::spec::mounts::{self, Volume};
 use crate::spec::namespaces::PodNamespaces;
+use crate::spec::own_volumes::OwnVolumes;
 use crate::spec::translation::{self, Context, Translation, TranslationError};
 use crate::spec::{Document, DocumentError};
 
@@ -137,7 +140,8 @@ impl Tasks {
         places: ContainerPlaces,
         reservation: &mut Reservation,
     ) -> Result<u32, TaskError> {
-        let Translation { mut guest, volumes, block_devices, hooks, root, network_namespace } = translation;
+        let Translation { mut guest, volumes, own_volumes, block_devices, hooks, root, network_namespace } =
+            translation;
         self.check_network(network_namespace.as_deref())?;
         if let Some(root) = root
             && lay_out(&places, root_mounts(&request.rootfs), root).await? == Access::ReadOnly
@@ -147,7 +151,9 @@ impl Tasks {
                 root.insert("readonly".into(), Value::Bool(true));
             }
         }
-        self.mount_volumes(&request.id, volumes, &mut guest).await?;
+        let mut wanted =
+            CreateContainerRequest { container_id: request.id.clone(), ..CreateContainerRequest::default() };
+        self.mount_volumes(volumes, own_volumes, &mut guest, &mut wanted).await?;
         self.pod().timeline().mark(|timeline| &mut timeline.rootfs_mounted_ns);
 
         if spec.is_of_cri() && !spec.makes_pod() {
@@ -166,7 +172,7 @@ impl Tasks {
             Some(guest_pid) => {
                 Made { guest_pid: self.checked(guest_pid).await?, io: ends.unused(), runs: true }
             }
-            None => self.make_with(request, &guest, ends, &agent).await?,
+            None => self.make_with(request, &guest, wanted, ends, &agent).await?,
         };
         self.register(request, spec, &guest, made, places, hooks, reservation);
         self.pod().timeline().mark(|timeline| &mut timeline.container_created_ns);
@@ -182,13 +188,16 @@ impl Tasks {
         &self,
         request: &CreateRequest,
         guest: &Value,
+        mut wanted: CreateContainerRequest,
         ends: HostEnds,
         agent: &Agent,
     ) -> Result<Made, TaskError> {
         let connected = ends.connect(agent, request.stdio.terminal).await;
         let (io, mut streams) = self.connected(connected).await?;
         (streams.terminal_columns, streams.terminal_rows) = console_size(guest);
-        match self.make(&request.id, guest, streams, agent).await {
+        wanted.oci_spec = guest.to_string().into_bytes();
+        wanted.streams = Some(streams).into();
+        match self.make(&wanted, agent).await {
             Ok(guest_pid) => Ok(Made { guest_pid, io, runs: false }),
             Err(error) => {
                 io.close();
@@ -210,22 +219,10 @@ impl Tasks {
         }
     }
 
-    async fn make(
-        &self,
-        id: &str,
-        guest: &Value,
-        streams: saya_agent_api::agent::Streams,
-        agent: &Agent,
-    ) -> Result<u32, TaskError> {
-        let request = CreateContainerRequest {
-            container_id: id.to_owned(),
-            oci_spec: guest.to_string().into_bytes(),
-            streams: Some(streams).into(),
-            ..Default::default()
-        };
-        let answer = agent.ask(agent.calls().create_container(no_timeout(), &request)).await;
+    async fn make(&self, wanted: &CreateContainerRequest, agent: &Agent) -> Result<u32, TaskError> {
+        let answer = agent.ask(agent.calls().create_container(no_timeout(), wanted)).await;
         let made = self.answer(answer).await.map_err(|error| error.context("creating the container"))?;
-        tell_unknown_fields(id, &made.unknown_fields);
+        tell_unknown_fields(&wanted.container_id, &made.unknown_fields);
         self.checked(made.pid).await
     }
 
@@ -327,23 +324,36 @@ fn mount_root_directory(root: &Path, target: &Path) -> Result<(), String> {
 }
 
 impl Tasks {
-    /// Mounts what a container needs of the host, and tells its spec where that is in the guest.
+    /// Mounts what a container needs of the host, and tells its spec where that is in the guest, and the agent what to prepare.
     async fn mount_volumes(
         &self,
-        container: &str,
-        wanted: Vec<Volume>,
+        volumes: Vec<Volume>,
+        own: Option<OwnVolumes>,
         guest: &mut Value,
+        wanted: &mut CreateContainerRequest,
     ) -> Result<(), TaskError> {
-        let (volumes, container) = (self.pod().volumes().clone(), container.to_owned());
+        let (mounted, container) = (self.pod().volumes().clone(), wanted.container_id.clone());
         let placed = blocking(move || {
-            let acquire = |volume: Volume| match volumes.acquire(&container, &volume) {
-                Ok(name) => Ok((volume, name)),
+            let acquire = |volume: Volume| match mounted.acquire(&container, &volume, own.as_ref()) {
+                Ok(place) => Ok((volume, place)),
                 Err(error) => Err(format!("mounting {}: {error}", volume.source.display())),
             };
-            wanted.into_iter().map(acquire).collect::<Result<Vec<_>, _>>()
+            volumes.into_iter().map(acquire).collect::<Result<Vec<_>, _>>()
         });
-        for (volume, name) in placed.await? {
-            mounts::place(guest, &volume, &name);
+        for (volume, place) in placed.await? {
+            match place {
+                Place::Share { name, submounts } => {
+                    let place = Path::new(LIVE_SHARE).join(name);
+                    let full = Path::new(SHARE_PATH).join(&place);
+                    mounts::place(guest, &volume, &full.to_string_lossy(), &[]);
+                    let submounts = submounts.into_iter().map(|below| place.join(below));
+                    wanted.submounts.extend(submounts.map(|path| path.into_os_string().into_vec()));
+                }
+                Place::Memory(memory) => {
+                    mounts::place(guest, &volume, &memory.path, &memory.options);
+                    wanted.memory_volumes.push(memory.volume);
+                }
+            }
         }
         Ok(())
     }

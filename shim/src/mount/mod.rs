@@ -3,13 +3,13 @@
 mod bind;
 mod options;
 mod overlay;
+mod table;
 mod user_namespace;
 
 use std::ffi::CString;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::{fs, io};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -17,6 +17,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 pub(crate) use bind::{Binding, ReadOnly, bind};
 use options::Options;
+pub(crate) use table::{MountPoint, mount_points, mounts_below};
 pub(crate) use user_namespace::IdMapping;
 
 /// The most bytes that mount(2) takes as data, its end included: one page.
@@ -193,44 +194,10 @@ pub(crate) fn unmount_all(target: &Path) -> io::Result<()> {
     }
 }
 
-/// Every mount point at or below `directory` in this process's mount namespace, the innermost last.
-///
-/// # Errors
-/// What reading `/proc/self/mountinfo` returned.
-pub(crate) fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    Ok(table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(unescape)
-        .filter(|path| path.starts_with(directory))
-        .collect())
-}
-
-/// Undoes the octal escapes of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let octal = after.get(..3).filter(|_| *first == b'\\').and_then(|digits| {
-            std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 8).ok())
-        });
-        match octal {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsStr::from_bytes(&bytes))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn request(kind: &str, target: &str, options: &[&str]) -> Request {
@@ -294,11 +261,5 @@ mod tests {
     fn unmounting_what_is_not_mounted_is_fine() {
         unmount_all(Path::new("/nonexistent/target")).unwrap();
         unmount_all(tempfile::tempdir().unwrap().path()).unwrap();
-    }
-
-    #[test]
-    fn escapes_of_the_mount_table_are_undone() {
-        assert_eq!(unescape(br"/a\040b\134c"), Path::new("/a b\\c"));
-        assert_eq!(unescape(br"/a\9"), Path::new(r"/a\9"));
     }
 }

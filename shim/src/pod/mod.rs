@@ -6,6 +6,7 @@ pub(crate) mod directory;
 pub(crate) mod files;
 pub(crate) mod hot_plug;
 mod loopback;
+mod memory_volumes;
 pub(crate) mod process;
 pub(crate) mod record;
 pub(crate) mod timeline;

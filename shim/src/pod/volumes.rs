@@ -2,23 +2,42 @@
 //!
 //! Each mount of the share is a file system of its own in the guest. Containers of the pod that want the same of the host
 //! in the same way get the same mount, so that sockets, pipes, locks and shared memory work between them.
+//!
+//! A volume in memory that is the pod's own [is the guest's instead](super::memory_volumes).
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::directory::PodDirectory;
-use crate::mount::{self, Binding};
+use super::memory_volumes::{InMemory, MemoryVolumes};
+use crate::mount::{self, Binding, ReadOnly};
 use crate::spec::mounts::Volume;
+use crate::spec::own_volumes::OwnVolumes;
 
 /// The volumes that are mounted.
 #[derive(Debug)]
 pub(crate) struct Volumes {
     directory: PodDirectory,
     mounted: Mutex<Mounted>,
+    memory: MemoryVolumes,
+}
+
+/// Where the guest finds a volume.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Place {
+    /// In the share.
+    Share {
+        /// Under this name.
+        name: String,
+        /// What is mounted below it and is to keep flags of its own in the guest, outermost first.
+        submounts: Vec<PathBuf>,
+    },
+    /// In its own memory.
+    Memory(Box<InMemory>),
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +60,7 @@ struct Origin {
     mount: u64,
     device: u64,
     inode: u64,
-    /// Mounts below it, which a recursive bind takes along.
+    /// Mounts below it, which a recursive bind takes along, by their paths from there.
     submounts: Vec<PathBuf>,
     binding: Binding,
 }
@@ -53,7 +72,7 @@ impl Origin {
         let mount = statx(CWD, &source, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
         // A file has nothing below it, and what is mounted on it is `mount`.
         let takes_submounts = volume.binding.recursive && volume.directory;
-        let submounts = if takes_submounts { mount::mounts_below(&source)? } else { Vec::new() };
+        let submounts = if takes_submounts { submounts(&source)? } else { Vec::new() };
         Ok(Self {
             mount,
             device: metadata.dev(),
@@ -62,25 +81,56 @@ impl Origin {
             binding: volume.binding.clone(),
         })
     }
+
+    /// The mounts below that are not to become read-only with what they are below, as they would where the guest's kernel
+    /// mounts them by itself. With `slave` that is what becomes of all of them, since those that come later are mounted so.
+    fn own_flags(&self) -> Vec<PathBuf> {
+        let keeps = self.binding.read_only == ReadOnly::Top && !self.binding.slave;
+        if keeps { self.submounts.clone() } else { Vec::new() }
+    }
+}
+
+/// Every mount point below `directory`, by its path from there, the innermost last.
+fn submounts(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let below = mount::mounts_below(directory)?;
+    let below = below.iter().filter_map(|place| place.strip_prefix(directory).ok());
+    Ok(below.filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned).collect())
 }
 
 impl Volumes {
     /// None yet, in the pod's directory.
     pub(crate) fn new(directory: PodDirectory) -> Self {
-        Self { directory, mounted: Mutex::default() }
+        Self { directory, mounted: Mutex::default(), memory: MemoryVolumes::default() }
     }
 
-    /// Mounts a volume for a container, unless it is mounted already, and gives its name.
+    /// Gives a container a volume, which may be one of its pod's `own`.
     ///
     /// # Errors
     /// What the system returned, with the path.
-    pub(crate) fn acquire(&self, container: &str, volume: &Volume) -> io::Result<String> {
+    pub(crate) fn acquire(
+        &self,
+        container: &str,
+        volume: &Volume,
+        own: Option<&OwnVolumes>,
+    ) -> io::Result<Place> {
+        let in_memory = own.map_or(Ok(None), |own| self.memory.find(&volume.source, own))?;
+        match in_memory {
+            Some(_) if volume.binding.mapping.is_some() => Err(io::Error::other(
+                "uidMappings and gidMappings are not supported here: the volume is the virtual machine's memory",
+            )),
+            Some(in_memory) => Ok(Place::Memory(Box::new(in_memory))),
+            None => self.share(container, volume),
+        }
+    }
+
+    /// Mounts a volume in the share, unless it is mounted already.
+    fn share(&self, container: &str, volume: &Volume) -> io::Result<Place> {
         // Held over the mount: who finds a volume here finds it mounted.
         let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
         let origin = Origin::of(volume)?;
         if let Some(entry) = mounted.volumes.iter_mut().find(|entry| entry.origin == origin) {
             entry.users.push(container.to_owned());
-            return Ok(entry.name.clone());
+            return Ok(Place::Share { name: entry.name.clone(), submounts: entry.origin.own_flags() });
         }
         let name = mounted.next.to_string();
         mounted.next += 1;
@@ -89,8 +139,9 @@ impl Volumes {
             let _ = self.directory.remove_volume(&name);
             return Err(error);
         }
+        let submounts = origin.own_flags();
         mounted.volumes.push(Entry { name: name.clone(), origin, users: vec![container.to_owned()] });
-        Ok(name)
+        Ok(Place::Share { name, submounts })
     }
 
     fn mount(&self, name: &str, volume: &Volume) -> io::Result<()> {
@@ -119,10 +170,20 @@ impl Volumes {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
+
+    use rustix::mount::MountFlags;
 
     use super::*;
-    use crate::mount::ReadOnly;
+
+    impl Volumes {
+        /// The name and the submounts of a volume in the share.
+        fn shared(&self, container: &str, volume: &Volume) -> (String, Vec<PathBuf>) {
+            match self.acquire(container, volume, None).unwrap() {
+                Place::Share { name, submounts } => (name, submounts),
+                Place::Memory(_) => panic!("not in the share"),
+            }
+        }
+    }
 
     fn volume(source: &Path, read_only: bool) -> Volume {
         Volume {
@@ -147,9 +208,9 @@ mod tests {
         fs::write(source.join("file"), "x").unwrap();
 
         let volumes = Volumes::new(pod.clone());
-        let first = volumes.acquire("c1", &volume(&source, false)).unwrap();
-        let same = volumes.acquire("c2", &volume(&source, false)).unwrap();
-        let read_only = volumes.acquire("c2", &volume(&source, true)).unwrap();
+        let (first, _) = volumes.shared("c1", &volume(&source, false));
+        let (same, _) = volumes.shared("c2", &volume(&source, false));
+        let (read_only, _) = volumes.shared("c2", &volume(&source, true));
         assert_eq!(first, same);
         assert_ne!(first, read_only);
 
@@ -172,10 +233,40 @@ mod tests {
         let volumes = Volumes::new(pod.clone());
         // A file cannot be mounted on a directory.
         for container in ["c1", "c2"] {
-            volumes.acquire(container, &volume(&source, false)).unwrap_err();
+            volumes.acquire(container, &volume(&source, false), None).unwrap_err();
         }
         assert_eq!(fs::read_dir(root.path().join("default/p1/share/live")).unwrap().count(), 0);
         assert_eq!(volumes.release("c1"), Vec::<String>::new());
         pod.remove().unwrap();
+    }
+
+    #[test]
+    fn mounts_below_a_volume_that_alone_is_read_only_are_named_to_keep_their_flags() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = PodDirectory::below(root.path(), "default", "p1");
+        pod.create().unwrap();
+        let source = root.path().join("source");
+        let places = [source.join("a"), source.join("a/b")];
+        for place in &places {
+            fs::create_dir_all(place).unwrap();
+            rustix::mount::mount("tmpfs", place, "tmpfs", MountFlags::empty(), None).unwrap();
+        }
+        let volumes = Volumes::new(pod.clone());
+        let named = |read_only, slave| {
+            let mut volume = volume(&source, false);
+            volume.binding = Binding { read_only, slave, ..volume.binding };
+            volumes.shared("c1", &volume).1
+        };
+        let found = [
+            named(ReadOnly::Nothing, false),
+            named(ReadOnly::All, false),
+            named(ReadOnly::Top, true),
+            named(ReadOnly::Top, false),
+        ];
+        pod.remove().unwrap();
+        for place in places.iter().rev() {
+            mount::unmount_all(place).unwrap();
+        }
+        assert_eq!(found, [vec![], vec![], vec![], vec![PathBuf::from("a"), PathBuf::from("a/b")]]);
     }
 }

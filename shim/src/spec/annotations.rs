@@ -6,6 +6,8 @@ use serde_json::Value;
 pub(crate) const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// The id of the sandbox that a container belongs to, set by containerd's CRI plugin.
 pub(crate) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// Kubernetes' own id of the pod, set by containerd's CRI plugin since 1.6.11.
+pub(crate) const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
 /// The pod's CPU quota per period in microseconds, set by containerd's CRI plugin.
 pub(crate) const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 /// The pod's CPU period in microseconds, set by containerd's CRI plugin.

@@ -9,6 +9,7 @@ pub(crate) mod mappings;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod number_list;
+pub(crate) mod own_volumes;
 pub(crate) mod pause;
 pub(crate) mod security_modules;
 pub(crate) mod settings;

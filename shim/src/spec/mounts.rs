@@ -4,11 +4,11 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use saya_agent_api::{LIVE_SHARE, SHARE_PATH};
 use serde_json::{Map, Value};
 
 use super::devices;
 use super::mappings::{self, MappingError};
+use super::own_volumes::OwnVolumes;
 use crate::mount::{Binding, IdMapping, ReadOnly};
 
 /// The most mounts that a container may have.
@@ -130,13 +130,14 @@ pub(crate) enum MountError {
 
 /// Rewrites `mounts` for the guest and returns the paths of the host that it needs, whose sources are [`place`]d later.
 ///
-/// Relative sources are relative to `bundle`; `inspect` says what a source is.
+/// Relative sources are relative to `bundle`; `own` are the volumes of the container's pod; `inspect` says what a source is.
 ///
 /// # Errors
 /// A mount that the guest cannot have.
 pub(crate) fn translate(
     spec: &mut Map<String, Value>,
     bundle: &Path,
+    own: Option<&OwnVolumes>,
     inspect: &dyn Fn(&Path) -> io::Result<SourceKind>,
 ) -> Result<Vec<Volume>, MountError> {
     let container = mappings::of_container(spec);
@@ -163,7 +164,13 @@ pub(crate) fn translate(
             Source::Volume { source, directory } => {
                 let mapping = mappings::take(mount, &container)
                     .map_err(|error| MountError::Mapping { destination: view.destination.clone(), error })?;
-                volumes.push(view.volume(source, directory, index, mapping)?);
+                let mut volume = view.volume(source, directory, index, mapping)?;
+                // Containers of the pod that write to it and others that only read are to have one file system in the guest, where
+                // each has its own flags. The VMM may write to what nobody but its pod has.
+                if own.is_some_and(|own| own.is_empty_dir(&volume.source)) {
+                    volume.binding.read_only = ReadOnly::Nothing;
+                }
+                volumes.push(volume);
             }
         }
         mount.insert("type".into(), Value::String("bind".into()));
@@ -171,11 +178,14 @@ pub(crate) fn translate(
     Ok(volumes)
 }
 
-/// Sets where the guest finds a volume, whose name in the share is `name`.
-pub(crate) fn place(guest: &mut Value, volume: &Volume, name: &str) {
-    if let Some(mount) = guest.pointer_mut(&format!("/mounts/{}", volume.mount)) {
-        mount["source"] = Value::String(format!("{SHARE_PATH}/{LIVE_SHARE}/{name}"));
-    }
+/// Sets where the guest finds a volume, and adds options to those of the spec, which count for more.
+pub(crate) fn place(guest: &mut Value, volume: &Volume, source: &str, options: &[&str]) {
+    let Some(mount) = guest.pointer_mut(&format!("/mounts/{}", volume.mount)) else { return };
+    mount["source"] = Value::String(source.to_owned());
+    let given = &mut mount["options"];
+    let mut all: Vec<Value> = options.iter().map(|option| Value::from(*option)).collect();
+    all.extend(given.as_array_mut().map(std::mem::take).unwrap_or_default());
+    *given = Value::Array(all);
 }
 
 /// A mount as the spec writes it.
@@ -297,11 +307,15 @@ impl View {
 mod tests {
     use serde_json::json;
 
+    use super::super::Document;
     use super::*;
 
     fn run(mounts: Value, kind: SourceKind) -> Result<(Vec<Volume>, Value), MountError> {
         let mut spec = json!({ "mounts": mounts }).as_object().unwrap().clone();
-        let volumes = translate(&mut spec, Path::new("/bundle"), &|path| {
+        let annotations =
+            json!({"io.kubernetes.cri.sandbox-uid": "u-1", "io.kubernetes.cri.sandbox-id": "s1"});
+        let own = OwnVolumes::of(&Document::from_value(json!({"annotations": annotations})).unwrap());
+        let volumes = translate(&mut spec, Path::new("/bundle"), own.as_ref(), &|path| {
             if path.starts_with("/missing") { Err(io::ErrorKind::NotFound.into()) } else { Ok(kind) }
         })?;
         Ok((volumes, spec.remove("mounts").unwrap()))
@@ -331,8 +345,9 @@ mod tests {
             }]
         );
         let mut guest = json!({"mounts": after});
-        place(&mut guest, &volumes[0], "7");
-        assert_eq!(guest["mounts"][0]["source"], "/run/saya/share/live/7");
+        place(&mut guest, &volumes[0], "/run/saya/memory/7", &["nosuid"]);
+        assert_eq!(guest["mounts"][0]["source"], "/run/saya/memory/7");
+        assert_eq!(guest["mounts"][0]["options"], json!(["nosuid", "rbind", "ro", "rslave"]));
         assert_eq!(after[0]["options"], json!(["rbind", "ro", "rslave"]));
     }
 
@@ -342,6 +357,19 @@ mod tests {
             "options": ["rbind", "ro", "rro"]}]);
         let (volumes, _) = run(mounts, SourceKind::Directory).unwrap();
         assert_eq!(volumes[0].binding.read_only, ReadOnly::All);
+    }
+
+    #[test]
+    fn a_pods_own_volume_is_bound_in_one_way_whoever_reads_or_writes_and_stays_read_only_in_the_guest() {
+        let own = "/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~empty-dir/x";
+        let anothers = "/var/lib/kubelet/pods/u-2/volumes/kubernetes.io~empty-dir/x";
+        for (source, expected) in [(own, ReadOnly::Nothing), (anothers, ReadOnly::Top)] {
+            let mounts =
+                json!([{"destination": "/x", "type": "bind", "source": source, "options": ["rbind", "ro"]}]);
+            let (volumes, after) = run(mounts, SourceKind::Directory).unwrap();
+            assert_eq!(volumes[0].binding.read_only, expected, "{source}");
+            assert_eq!(after[0]["options"], json!(["rbind", "ro"]));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::devices::{self, DeviceError, HostBlockDevice};
 use super::hooks::{self, HookError, HostHooks};
 use super::mounts::{self, MountError, SourceKind, Volume};
 use super::namespaces::{self, NamespaceError, PodNamespaces};
+use super::own_volumes::OwnVolumes;
 use super::{Document, DocumentError, host_cpus, pause, security_modules};
 use crate::cgroup::{CgroupPath, PathError};
 use crate::spec::settings::{SettingError, Settings};
@@ -35,6 +36,8 @@ pub(crate) struct Translation {
     pub(crate) guest: Value,
     /// The paths of the host that the guest needs.
     pub(crate) volumes: Vec<Volume>,
+    /// Which of them are the pod's own.
+    pub(crate) own_volumes: Option<OwnVolumes>,
     /// The block devices of the host that the guest is to be given.
     pub(crate) block_devices: Vec<HostBlockDevice>,
     /// The hooks that the shim runs.
@@ -105,7 +108,8 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
         host_cpus::take_from_resources(resources);
     }
     let network_namespace = namespaces::translate(&mut guest, context.sandbox.as_ref())?;
-    let volumes = mounts::translate(&mut guest, context.bundle, context.inspect)?;
+    let own_volumes = OwnVolumes::of(spec);
+    let volumes = mounts::translate(&mut guest, context.bundle, own_volumes.as_ref(), context.inspect)?;
     let block_devices = devices::host_block_devices(&guest)?;
     devices::remove_host_rules(&mut guest, &block_devices);
     let hooks = hooks::split(&mut guest)?;
@@ -119,7 +123,7 @@ pub(crate) fn translate(spec: &Document, context: &Context<'_>) -> Result<Transl
     linux.insert("cgroupsPath".into(), json!(format!("/{}", context.container)));
     let root = Some(root).filter(|_| !is_pause);
     let guest = if is_pause { pause::holding(&guest, context.container) } else { Value::Object(guest) };
-    Ok(Translation { guest, volumes, block_devices, hooks, network_namespace, root })
+    Ok(Translation { guest, volumes, own_volumes, block_devices, hooks, network_namespace, root })
 }
 
 /// Where the guest finds a container's root file system.

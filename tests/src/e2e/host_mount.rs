@@ -1,5 +1,6 @@
 //! Mounts that a test makes on the host.
 
+use std::ffi::CStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,8 +17,20 @@ pub(super) struct HostMount(PathBuf);
 impl HostMount {
     /// A tmpfs of one MiB, as a kubelet makes it for a volume in memory with a limit.
     pub(super) fn tmpfs(path: &Path) -> anyhow::Result<Self> {
+        Self::tmpfs_with(path, c"size=1m")
+    }
+
+    /// A tmpfs with options of its own.
+    pub(super) fn tmpfs_with(path: &Path, options: &CStr) -> anyhow::Result<Self> {
         fs::create_dir_all(path)?;
-        mount("tmpfs", path, "tmpfs", MountFlags::empty(), c"size=1m")?;
+        mount("tmpfs", path, "tmpfs", MountFlags::empty(), options)?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// A directory in another place as well.
+    pub(super) fn bind(source: &Path, path: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(path)?;
+        mount_bind(source, path)?;
         Ok(Self(path.to_owned()))
     }
 

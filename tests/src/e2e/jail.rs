@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 
 use super::Test;
 use super::context::{BUSYBOX, Context, bind, ctr};
+use super::host_mount::HostMount;
 use super::task_api::shim_of;
 
 pub(super) const TESTS: &[Test] = &[
@@ -150,8 +151,8 @@ fn shim(context: &Context) -> anyhow::Result<()> {
 fn later_mounts(context: &Context) -> anyhow::Result<()> {
     context.for_ours_alone("it has no VMM")?;
     let volume = context.scratch.join("volume");
-    fs::create_dir(&volume)?;
-    let read_only = bind(&volume, "/volume", "rbind:ro");
+    let _below = HostMount::tmpfs(&volume.join("below"))?;
+    let read_only = bind(&volume, "/volume", "rbind:rro");
     let container = context.start(BUSYBOX, "mounted", &["--mount", &read_only], &["sleep", "3600"])?;
     let mounts = fs::read_to_string(vmm_of("mounted")?.join("mountinfo"))?;
     let places: Vec<(&str, &str)> = mounts
@@ -167,7 +168,7 @@ fn later_mounts(context: &Context) -> anyhow::Result<()> {
         ensure!(flags.contains("nosuid") && flags.contains("nodev"), "{place} is mounted {flags}");
         ensure!(flags.starts_with("ro,") || place.ends_with("/rootfs"), "{place} is mounted {flags}");
     }
-    ensure!(places.len() == 3, "{places:?}");
+    ensure!(places.len() == 4, "{places:?}");
     container.remove()?;
     Ok(())
 }

@@ -87,6 +87,9 @@ fn forms(context: &Context) -> anyhow::Result<()> {
     refused("tree", "touch /recursive/new", "Read-only")?;
     refused("program", "/strict/program", "Permission denied")?;
     shell("write", "touch /outer/new /real/data/new /strict/new")?;
+    // What is mounted below a volume that is read-only, but not recursively, is not.
+    shell("below", "touch /recursive/below/new")?;
+    ensure!(host.join("tree/below/new").exists(), "a write below a read-only volume did not reach the host");
     ensure!(
         host.join("outer/new").exists() && host.join("plain/new").exists(),
         "writes did not reach the host"

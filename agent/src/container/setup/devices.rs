@@ -13,8 +13,8 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::error::{Context, Result};
 use super::mounts::attach;
-use super::paths::Root;
 use crate::container::plan::{ContainerPlan, DeviceKind, DeviceNode, MountSource};
+use crate::paths::Root;
 
 /// Devices that the OCI runtime spec gives every container ("Default Devices"), with the numbers of
 /// Documentation/admin-guide/devices.txt.

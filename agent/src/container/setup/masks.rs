@@ -11,7 +11,7 @@ use rustix::mount::{
 
 use super::devices::clone_mount;
 use super::error::{Context, Result};
-use super::paths::{Root, is_directory};
+use crate::paths::{Root, is_directory};
 use crate::sys::mount::{MountAttributes, set_attributes};
 
 /// Covers each path: a file by /dev/null, a directory by one empty, read-only directory. What is not there is passed.

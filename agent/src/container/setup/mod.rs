@@ -10,7 +10,6 @@ mod identity;
 mod masks;
 mod mounts;
 pub(super) mod namespaces;
-mod paths;
 mod program;
 mod rootfs;
 mod terminal;
@@ -22,11 +21,11 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{DumpableBehavior, chdir, set_dumpable_behavior, setsid, umask};
 
 use self::error::{Context, Result, SetupError};
-use self::paths::Root;
 use self::program::Program;
 use super::channel::{ChildEnd, Go, Report};
 use super::plan::{ContainerPlan, Hook, ProcessPlan};
 use super::seccomp;
+use crate::paths::Root;
 
 /// The exit status of a process that could not be set up, as other runtimes give it.
 const FAILED: i32 = 255;

@@ -4,17 +4,18 @@
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
+use saya_agent_api::MEMORY_PATH;
 
 use super::error::{Context, Result, SetupError, reason};
-use super::paths::{Root, is_directory};
 use crate::container::plan::{ContainerPlan, MountPlan, MountSource};
+use crate::paths::{Root, is_directory};
 use crate::sys::mount::{MountAttributes, set_attributes};
 
 /// Makes all mounts, in order.
@@ -59,7 +60,22 @@ fn mount_on(plan: &MountPlan) -> impl Display {
 fn bind(plan: &MountPlan, source: &Path, recursive: bool) -> Result<OwnedFd> {
     let recursion = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursion;
-    open_tree(CWD, source, flags).context(|| format!("{}: source", mount_on(plan)))
+    let tree = match part_of_memory(source) {
+        Some((volume, part)) => open(volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|volume| Root::new(volume).find(&part))
+            .and_then(|source| Ok(open_tree(source, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?)),
+        None => open_tree(CWD, source, flags).map_err(io::Error::from),
+    };
+    tree.context(|| format!("{}: source", mount_on(plan)))
+}
+
+/// A volume in memory and a path inside of it, where that is what `source` is. What the pod's containers have made there, links
+/// among it, leads to nothing outside.
+fn part_of_memory(source: &Path) -> Option<(PathBuf, PathBuf)> {
+    let mut inside = source.strip_prefix(MEMORY_PATH).ok()?.iter();
+    let volume = Path::new(MEMORY_PATH).join(inside.next()?);
+    Some((volume, inside.collect()))
 }
 
 /// A new file system, not yet anywhere.

@@ -8,8 +8,8 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, ope
 use rustix::process::{chdir, fchdir, pivot_root};
 
 use super::error::{Context, Result};
-use super::paths::Root;
 use crate::container::plan::ContainerPlan;
+use crate::paths::Root;
 use crate::sys::mount::{MountAttributes, set_attributes};
 
 /// Cuts the guest's mounts off from what is mounted here, and makes the root file system a mount of its own.

@@ -10,9 +10,9 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::error::{Context, Result};
 use super::mounts::attach;
-use super::paths::Root;
 use crate::container::channel::{ChildEnd, Report};
 use crate::container::plan::WindowSize;
+use crate::paths::Root;
 use crate::sys;
 
 const MULTIPLEXER: &str = "/dev/pts/ptmx";

@@ -1,5 +1,6 @@
 //! Whole pods at work.
 
+use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::thread;
@@ -8,6 +9,7 @@ use anyhow::{Context as _, ensure};
 
 use super::fixture::Node;
 use super::lifecycle::wait_for_exit;
+use super::volumes::{mount, own_volume, read_only};
 use crate::cri::messages::{ImageSpec, PortMapping};
 use crate::e2e::context::{Context, NGINX, REDIS, eventually};
 use crate::e2e::network::peers::{ECHO, ECHO_PORT, connect, exchange};
@@ -21,6 +23,8 @@ const MANY_PODS: usize = 10;
 /// How many pods there are one after another, and how many in the long form.
 const SEQUENCE: usize = 2;
 const LONG_SEQUENCE: usize = 100;
+/// Where redis listens in its pod's volume.
+const SOCKET: &str = "/socket/redis.sock";
 const HOST_PORT: u16 = 18_090;
 const WEB_PORT: u16 = 18_091;
 
@@ -28,15 +32,25 @@ pub(super) fn redis(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
     let pod = node.run("redis")?;
     let image = Some(ImageSpec { image: REDIS.to_owned() });
-    let mut server = pod.container("server", &["redis-server", "--save", "", "--bind", "127.0.0.1"]);
+    let volume = own_volume(&context.scratch, "redis", "socket");
+    fs::create_dir_all(&volume)?;
+    let serve = ["redis-server", "--save", "", "--bind", "127.0.0.1", "--unixsocket", SOCKET];
+    let mut server = pod.container("server", &serve);
     server.image.clone_from(&image);
+    server.mounts.push(mount(&volume, "/socket"));
     pod.start_with(&server)?;
     let mut client = pod.container("client", &["sleep", "3600"]);
     client.image = image;
+    client.mounts.push(read_only(&volume, "/socket"));
     let client = pod.start_with(&client)?;
     eventually("redis answers", || Ok(pod.exec(&client, &["redis-cli", "ping"])?.stdout == b"PONG\n"))?;
     ensure!(pod.exec(&client, &["redis-cli", "set", "key", "value"])?.stdout == b"OK\n");
-    ensure!(pod.exec(&client, &["redis-cli", "get", "key"])?.stdout == b"value\n");
+    // A socket is one, also for who may only read the volume that it is in.
+    ensure!(pod.exec(&client, &["redis-cli", "-s", SOCKET, "get", "key"])?.stdout == b"value\n");
+    ensure!(
+        pod.exec(&client, &["sh", "-c", "echo > /socket/new"])?.exit_code != 0,
+        "a read-only volume takes writes"
+    );
     pod.remove()
 }
 

@@ -58,11 +58,16 @@ impl Volumes {
     }
 }
 
-fn mount(host: &Path, container: &str) -> Mount {
+/// Where below `root` a kubelet has an emptyDir of a pod.
+pub(super) fn own_volume(root: &Path, pod: &str, name: &str) -> PathBuf {
+    root.join(format!("pods/uid-{pod}/volumes/kubernetes.io~empty-dir/{name}"))
+}
+
+pub(super) fn mount(host: &Path, container: &str) -> Mount {
     Mount { host_path: host.display().to_string(), container_path: container.to_owned(), ..Mount::default() }
 }
 
-fn read_only(host: &Path, container: &str) -> Mount {
+pub(super) fn read_only(host: &Path, container: &str) -> Mount {
     Mount { readonly: true, ..mount(host, container) }
 }
 
@@ -72,14 +77,17 @@ pub(super) fn kinds(context: &Context) -> anyhow::Result<()> {
     let _memory = HostMount::tmpfs(&volumes.path("memory"))?;
     let _shared = HostMount::shared(&volumes.path("shared"))?;
     fs::create_dir(volumes.path("shared/late"))?;
+    let cache = own_volume(&volumes.below, "volumes", "cache");
+    let _cache = HostMount::tmpfs_with(&cache, c"size=40m,mode=2770,gid=2000")?;
     let pod = node.run("volumes")?;
-    init_container(&pod, &volumes)?;
+    init_container(&pod, &volumes, &cache)?;
 
     let mut main = pod.container("main", &["sh", "-c", "echo done > /dev/termination-log; exec sleep 3600"]);
     main.mounts = vec![
         mount(&volumes.path("host"), "/host"),
         mount(&volumes.path("empty"), "/empty"),
         mount(&volumes.path("memory"), "/memory"),
+        mount(&cache, "/cache"),
         read_only(&volumes.path("config"), "/config"),
         mount(&volumes.path("whole/part"), "/part"),
         read_only(&volumes.path("whole/single"), "/etc/single"),
@@ -88,6 +96,7 @@ pub(super) fn kinds(context: &Context) -> anyhow::Result<()> {
     ];
     let main = pod.start_with(&main)?;
     contents(&pod, &main, &volumes)?;
+    in_memory(context, &pod, &main, &cache)?;
     live_update(&pod, &main, &volumes)?;
     let _late = HostMount::tmpfs(&volumes.path("shared/late"))?;
     fs::write(volumes.path("shared/late/file"), "late\n")?;
@@ -99,14 +108,19 @@ pub(super) fn kinds(context: &Context) -> anyhow::Result<()> {
 }
 
 /// The first container leaves something for the next, as the pod's user in the group of its volumes.
-fn init_container(pod: &Pod<'_>, volumes: &Volumes) -> anyhow::Result<()> {
-    let script = "echo prepared > /empty/file && echo grouped > /group/file && mkdir /group/directory";
+fn init_container(pod: &Pod<'_>, volumes: &Volumes, cache: &Path) -> anyhow::Result<()> {
+    let script = "echo prepared > /empty/file && echo grouped > /group/file && mkdir /group/directory && \
+        echo cached > /cache/file";
     let mut init = pod.container("init", &["sh", "-c", script]);
     if let Some(security) = init.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
         security.run_as_user = Some(Int64Value { value: USER.into() });
         security.supplemental_groups = vec![GROUP.into()];
     }
-    init.mounts = vec![mount(&volumes.path("empty"), "/empty"), mount(&volumes.path("group"), "/group")];
+    init.mounts = vec![
+        mount(&volumes.path("empty"), "/empty"),
+        mount(&volumes.path("group"), "/group"),
+        mount(cache, "/cache"),
+    ];
     let init = pod.start_with(&init)?;
     wait_for_exit(pod, &init, 0)?;
     for name in ["group/file", "group/directory"] {
@@ -136,6 +150,40 @@ fn contents(pod: &Pod<'_>, main: &str, volumes: &Volumes) -> anyhow::Result<()> 
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         ensure!(refused.exit_code != 0 && said.contains(words), "{script}: {refused:?}");
     }
+    Ok(())
+}
+
+/// An emptyDir in memory: what is in it outlives the container that wrote it and counts where it was written, and it is one for whoever
+/// has it, or has a part of it. The guest's is as large and as open as the host's, of which it takes nothing.
+fn in_memory(context: &Context, pod: &Pod<'_>, main: &str, cache: &Path) -> anyhow::Result<()> {
+    let look = "cat /cache/file; stat -c %a:%g /cache; stat -f -c %T /cache /dev/shm; df -k /cache | awk 'NR>1{print $2}'";
+    let found = pod.sh(main, look)?;
+    ensure!(found == "cached\n2770:2000\ntmpfs\ntmpfs\n40960\n", "{found:?}");
+    let used = "mkdir /cache/part && echo of-whole > /cache/part/file && dd if=/dev/zero of=/cache/large bs=1M count=32 2>&1 && \
+        cat /sys/fs/cgroup/memory.current";
+    let used = pod.sh(main, used)?;
+    let counted: u64 = used.trim_end().lines().last().unwrap_or_default().parse()?;
+    ensure!(counted >= 32 << 20, "{counted} bytes of the container's are counted");
+
+    fs::create_dir_all(cache.join("part"))?;
+    let part = context.scratch.join("pods/uid-volumes/volume-subpaths/cache/reader/0");
+    let _part = HostMount::bind(&cache.join("part"), &part)?;
+    let mut reader = pod.container("reader", &["sleep", "3600"]);
+    reader.mounts = vec![read_only(cache, "/cache"), mount(&part, "/part")];
+    let reader = pod.start_with(&reader)?;
+    let read = pod.sh(&reader, "cat /cache/file /part/file; echo of-part > /part/new")?;
+    ensure!(read == "cached\nof-whole\n", "{read:?}");
+    ensure!(pod.sh(main, "cat /cache/part/new")? == "of-part\n");
+    for (container, script, words) in [
+        (reader.as_str(), "echo > /cache/new", "Read-only"),
+        (main, "dd if=/dev/zero of=/cache/more bs=1M count=9", "No space left"),
+    ] {
+        let refused = pod.exec(container, &["sh", "-c", script])?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(refused.exit_code != 0 && said.contains(words), "{script}: {refused:?}");
+    }
+    let on_host = fs::read_dir(cache)?.count() + fs::read_dir(cache.join("part"))?.count();
+    ensure!(context.is_control() || on_host == 1, "{on_host} files of the guest's memory are on the host");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ const DISTURBED_LOOKUPS: usize = 128;
 
 /// A directory that serves as the root for paths.
 #[derive(Debug)]
-pub(super) struct Root {
+pub(crate) struct Root {
     directory: OwnedFd,
 }
 
@@ -24,17 +24,17 @@ impl AsFd for Root {
 }
 
 impl Root {
-    pub(super) fn new(directory: OwnedFd) -> Self {
+    pub(crate) fn new(directory: OwnedFd) -> Self {
         Self { directory }
     }
 
     /// A descriptor of what `path` leads to, which can be mounted upon but not read.
-    pub(super) fn find(&self, path: &Path) -> io::Result<OwnedFd> {
+    pub(crate) fn find(&self, path: &Path) -> io::Result<OwnedFd> {
         self.open(path, OFlags::PATH)
     }
 
     /// Opens what `path` leads to.
-    pub(super) fn open(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    pub(crate) fn open(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let flags = flags | OFlags::CLOEXEC;
         let mut result = Err(Errno::AGAIN);
@@ -48,7 +48,7 @@ impl Root {
     }
 
     /// The directory `path`, made with all that lead to it if it is not there.
-    pub(super) fn directory(&self, path: &Path) -> io::Result<OwnedFd> {
+    pub(crate) fn directory(&self, path: &Path) -> io::Result<OwnedFd> {
         match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.make_directory(path),
             result => result,
@@ -80,7 +80,7 @@ impl Root {
 
     /// The file `path`, made empty with the directories that lead to it if there is nothing. It may be of any kind
     /// but a directory.
-    pub(super) fn file(&self, path: &Path) -> io::Result<OwnedFd> {
+    pub(crate) fn file(&self, path: &Path) -> io::Result<OwnedFd> {
         let found = match self.find(path) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                 let (parent, name) = self.parent(path)?;
@@ -93,7 +93,7 @@ impl Root {
     }
 
     /// The directory that holds `path`, made if it is not there, and the last name of `path`.
-    pub(super) fn parent<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a Path)> {
+    pub(crate) fn parent<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a Path)> {
         let name = path.file_name().ok_or(Errno::INVAL)?;
         let parent = path.parent().unwrap_or(Path::new("/"));
         Ok((self.directory(parent)?, Path::new(name)))
@@ -101,7 +101,7 @@ impl Root {
 }
 
 /// Whether a descriptor refers to a directory.
-pub(super) fn is_directory(descriptor: impl AsFd) -> io::Result<bool> {
+pub(crate) fn is_directory(descriptor: impl AsFd) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(fstat(descriptor)?.st_mode) == FileType::Directory)
 }
 
