@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,9 @@ const DIRECTORIES: [&str; 6] = [
     "/run/kata-containers",
 ];
 
+/// Where the plugin host-local notes the addresses that pods have, each as a file below its network's name.
+const ADDRESSES: &str = "/var/lib/cni/networks";
+
 /// containerd's namespaces: that of `ctr`, and that of the CRI plugin. The cgroups and the directories that have their
 /// names hold those of all their containers, and outlive them.
 const NAMESPACES: [&str; 2] = ["default", "k8s.io"];
@@ -43,6 +47,7 @@ impl Holdings {
         things.extend(sockets());
         things.extend(DIRECTORIES.iter().flat_map(|directory| files_below(Path::new(directory))));
         things.extend(cgroups_below(Path::new("/sys/fs/cgroup")));
+        things.extend(addresses_below(Path::new(ADDRESSES)));
         Self { things }
     }
 
@@ -118,6 +123,13 @@ fn cgroups_below(directory: &Path) -> Vec<String> {
     walk(directory, &of_a_pod).into_iter().map(|path| format!("cgroup {}", path.display())).collect()
 }
 
+/// Beside the addresses there is which was the last one, and a lock, both of which stay.
+fn addresses_below(directory: &Path) -> Vec<String> {
+    let is_address =
+        |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().parse::<IpAddr>().is_ok());
+    walk(directory, &is_address).into_iter().map(|path| format!("address {}", path.display())).collect()
+}
+
 fn is_of_a_namespace(path: &Path) -> bool {
     NAMESPACES.iter().any(|namespace| path.ends_with(namespace))
 }
@@ -158,6 +170,19 @@ mod tests {
         let line = "00000000: 00000002 00000000 00010000 0001 01 2107";
         assert_eq!(socket(&format!("{line} /run/x.sock")).as_deref(), Some("socket /run/x.sock"));
         assert_eq!((socket(line), socket(&format!("{line} @abstract"))), (None, None));
+    }
+
+    #[test]
+    fn an_address_that_is_given_out_is_told_from_what_is_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["10.88.0.5", "fd00:88::7", "last_reserved_ip.0", "lock"] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        let mut found = addresses_below(directory.path());
+        found.sort();
+        let expected = ["10.88.0.5", "fd00:88::7"]
+            .map(|name| format!("address {}", directory.path().join(name).display()));
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use super::peers::{ECHO, ECHO_PORT, VOLUME, exchange, name_server, resolve_from, serve_to};
+use super::rules::{Closed, Rules};
 use crate::cni::{Attachment, Netns};
 use crate::ctr::finish;
 use crate::e2e::context::{BUSYBOX, Context, Running, bind, eventually};
@@ -23,16 +24,20 @@ const DATAGRAM_PORT: u16 = 7001;
 const RATE: u64 = 40_000_000;
 const BURST: u64 = 8 * 32_768;
 
+/// The subnet of the bridged container.
+const BRIDGED: &str = "10.77.0.0/24";
+
 /// bridge, with all the plugins that are chained after it.
 pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
+    let rules = Rules::now()?;
     let namespace = Netns::new("saya-bridge")?;
-    let ranges = json!([[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]]);
+    let ranges = json!([[{"subnet": BRIDGED}], [{"subnet": "fd77::/64"}]]);
     let routes =
         json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "198.51.100.0/24", "gw": "10.77.0.1"}]);
     let chain = [
         json!({"type": "bridge", "bridge": "sayabr", "isGateway": true, "mtu": 9000,
                "ipam": host_local(context, &ranges, &routes)}),
-        json!({"type": "tuning", "mac": "02:77:00:00:00:07", "mtu": 8000, "sysctl": {
+        json!({"type": "tuning", "mac": "02:77:00:00:00:07", "sysctl": {
             "net.core.somaxconn": "777", "net.ipv4.ip_local_port_range": "20000 30000",
             "net.ipv4.conf.IFNAME.arp_ignore": "1", "net.ipv6.conf.IFNAME.accept_ra": "0"}}),
         json!({"type": "bandwidth", "ingressRate": RATE, "ingressBurst": BURST,
@@ -53,7 +58,7 @@ pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
     let container = context.start(BUSYBOX, "bridged", &flags, &ECHO)?;
     expect_same_network(&container, &namespace, "eth0")?;
     let mac = container.exec("mac", &["cat", "/sys/class/net/eth0/address", "/sys/class/net/eth0/mtu"])?;
-    ensure!(mac.text() == "02:77:00:00:00:07\n8000\n", "{mac:?}");
+    ensure!(mac.text() == "02:77:00:00:00:07\n9000\n", "{mac:?}");
     let files = [
         "core/somaxconn",
         "ipv4/ip_local_port_range",
@@ -63,8 +68,8 @@ pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
     expect_sysctls(&container, &files, "777\n20000\t30000\n1\n0\n")?;
     let addresses = attachment.addresses()?;
     for (address, gateway) in addresses.iter().zip(["10.77.0.1", "fd77::1"]) {
-        expect_ping_from_host(*address, 7000)?;
-        expect_ping(&container, gateway, 7000)?;
+        expect_ping_from_host(*address, LARGE)?;
+        expect_ping(&container, gateway, LARGE)?;
         exchange(SocketAddr::new(*address, ECHO_PORT)).context("TCP into the container")?;
         serve_to(&container, "fetch", gateway.parse()?).context("TCP out of the container")?;
         resolve_from(&container, "resolve", &name_server(gateway.parse()?)?).context("UDP")?;
@@ -76,13 +81,49 @@ pub(super) fn bridge(context: &Context) -> anyhow::Result<()> {
         exchange(port).context("TCP to the host's port")?;
         datagrams::exchange(port).context("UDP to the host's port")?;
     }
-    expect_shaped(*addresses.first().context("no address")?)?;
+    let address = *addresses.first().context("no address")?;
+    expect_shaped(address)?;
+    expect_let_through(&container)?;
     container.remove()?;
     server.wait()?;
 
     ensure!(namespace.contents()? == untouched, "left in the namespace: {}", namespace.contents()?);
+    let address = address.to_string();
+    rules.expect_more_for(&address)?;
+    ensure!(leases(context)?.contains(&address), "the address is not taken: {:?}", leases(context)?);
     attachment.delete()?;
+    rules.expect_no_more(&["saya-bridge", &address])?;
+    ensure!(leases(context)?.is_empty(), "addresses are still taken: {:?}", leases(context)?);
     remove_link("sayabr")
+}
+
+/// What the plugin firewall lets through on a host that forwards nothing else: the container reaches a machine in another network
+/// behind the host.
+fn expect_let_through(container: &Running) -> anyhow::Result<()> {
+    let far = Netns::new("saya-far")?;
+    let pair = "link add sayafar type veth peer name eth0 netns saya-far";
+    for arguments in [pair, "addr add 10.76.0.1/24 dev sayafar", "link set sayafar up"] {
+        finish(Command::new("ip").args(arguments.split(' ')))?;
+    }
+    for arguments in ["addr add 10.76.0.2/24 dev eth0", "link set eth0 up", "route add default via 10.76.0.1"]
+    {
+        far.ip(arguments)?;
+    }
+    let _closed = Closed::to(BRIDGED)?;
+    far.inside(|| serve_to(container, "far", "10.76.0.2".parse()?)).context("TCP to another network")
+}
+
+/// The addresses that the plugin host-local has given out, each of which it notes as a file.
+fn leases(context: &Context) -> anyhow::Result<Vec<String>> {
+    let networks = fs::read_dir(context.scratch.join("ipam"))?.collect::<Result<Vec<_>, _>>()?;
+    let mut leases = Vec::new();
+    for network in networks {
+        for entry in fs::read_dir(network.path())? {
+            leases.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+    }
+    leases.retain(|name| name.parse::<IpAddr>().is_ok());
+    Ok(leases)
 }
 
 /// ptp: the gateway is reached by a route to it alone. A virtual machine with two CPUs has two queue pairs.
@@ -114,7 +155,9 @@ pub(super) fn point_to_point(context: &Context) -> anyhow::Result<()> {
     expect_frames_above_the_mtu(&container, "10.78.0.1".parse()?)?;
     resolve_from(&container, "resolve", &name_server("fd78::1".parse()?)?).context("UDP")?;
     container.remove()?;
-    attachment.delete()
+    attachment.delete()?;
+    ensure!(leases(context)?.is_empty(), "addresses are still taken: {:?}", leases(context)?);
+    Ok(())
 }
 
 /// A veth, a macvlan, an ipvlan and a vlan in one namespace, whose parents are in the host's. All of them carry packets of
@@ -179,6 +222,7 @@ pub(super) fn several(context: &Context) -> anyhow::Result<()> {
     }
     container.remove()?;
     attachments.into_iter().rev().try_for_each(Attachment::delete)?;
+    ensure!(leases(context)?.is_empty(), "addresses are still taken: {:?}", leases(context)?);
     remove_link("sayaup2")?;
     remove_link("sayaup")
 }

@@ -4,6 +4,7 @@ mod kinds;
 mod late;
 pub(super) mod peers;
 mod refusals;
+pub(super) mod rules;
 
 use super::Test;
 
