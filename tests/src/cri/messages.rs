@@ -215,6 +215,9 @@ pub struct LinuxContainerResources {
     pub cpuset_mems: String,
     #[prost(message, repeated, tag = "8")]
     pub hugepage_limits: Vec<HugepageLimit>,
+    /// Files of cgroup v2.
+    #[prost(map = "string, string", tag = "9")]
+    pub unified: HashMap<String, String>,
 }
 
 /// A limit of large pages.
@@ -415,6 +418,8 @@ pub struct ContainerConfig {
     pub log_path: String,
     #[prost(bool, tag = "12")]
     pub stdin: bool,
+    #[prost(bool, tag = "13")]
+    pub stdin_once: bool,
     #[prost(bool, tag = "14")]
     pub tty: bool,
     #[prost(message, optional, tag = "15")]
@@ -610,8 +615,37 @@ pub struct LinuxPodSandboxStats {
     pub cpu: Option<CpuUsage>,
     #[prost(message, optional, tag = "2")]
     pub memory: Option<MemoryUsage>,
+    #[prost(message, optional, tag = "3")]
+    pub network: Option<NetworkUsage>,
+    #[prost(message, optional, tag = "4")]
+    pub process: Option<ProcessUsage>,
     #[prost(message, repeated, tag = "5")]
     pub containers: Vec<ContainerStats>,
+}
+
+/// What has gone through a pod's interfaces.
+#[derive(Clone, PartialEq, Message)]
+pub struct NetworkUsage {
+    #[prost(message, optional, tag = "2")]
+    pub default_interface: Option<NetworkInterfaceUsage>,
+}
+
+/// What has gone through an interface.
+#[derive(Clone, PartialEq, Message)]
+pub struct NetworkInterfaceUsage {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(message, optional, tag = "2")]
+    pub rx_bytes: Option<UInt64Value>,
+    #[prost(message, optional, tag = "4")]
+    pub tx_bytes: Option<UInt64Value>,
+}
+
+/// Processes.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct ProcessUsage {
+    #[prost(message, optional, tag = "2")]
+    pub process_count: Option<UInt64Value>,
 }
 
 impl Id {

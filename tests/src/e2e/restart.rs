@@ -24,11 +24,8 @@ fn restart(context: &Context) -> anyhow::Result<()> {
     context.start(BUSYBOX, "mortal", &["--null-io", "--mount", &mount], &until)?;
     let before = line_of("survivor")?;
 
-    let killed = containerd::process()?;
-    kill_process(killed, Signal::KILL)?;
     // One ends while nobody is there to be told.
-    fs::write(context.scratch.join("go"), "")?;
-    wait_for_another(killed)?;
+    kill_containerd(|| Ok(fs::write(context.scratch.join("go"), "")?))?;
 
     ensure!(line_of("survivor")? == before, "it was {before:?} and is {:?}", line_of("survivor")?);
     let written = fs::metadata(&log)?.len();
@@ -50,10 +47,11 @@ fn restart(context: &Context) -> anyhow::Result<()> {
     survivor.remove()
 }
 
-/// Kills containerd, and waits until there is another.
-pub(super) fn kill_containerd() -> anyhow::Result<()> {
+/// Kills containerd, does something while there is none, and waits until there is another.
+pub(super) fn kill_containerd(meanwhile: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let killed = containerd::process()?;
     kill_process(killed, Signal::KILL)?;
+    meanwhile()?;
     wait_for_another(killed)
 }
 

@@ -1,5 +1,6 @@
 //! Pods and containers that go with the test.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -42,6 +43,41 @@ pub(super) fn expect_nothing_left(before: &Holdings) -> anyhow::Result<()> {
     let left = || before.leaked_by(&Holdings::now());
     eventually("nothing is left of the pod", || Ok(left().iter().all(|thing| thing.contains(BRIDGE))))
         .with_context(|| format!("{:?}", left()))
+}
+
+/// Where the host's cgroups are.
+pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// The cgroup above a pod's, as a kubelet makes it for each. It goes with this.
+pub(super) struct ParentCgroup {
+    name: &'static str,
+}
+
+impl ParentCgroup {
+    /// Makes one of this name (`/NAME`), whose memory is counted.
+    pub(super) fn make(name: &'static str) -> anyhow::Result<Self> {
+        fs::write(format!("{CGROUPS}/cgroup.subtree_control"), "+cpu +memory")?;
+        fs::create_dir(format!("{CGROUPS}{name}"))?;
+        Ok(Self { name })
+    }
+
+    /// What a pod says that is to be below it.
+    pub(super) fn of_pod(&self) -> LinuxPodSandboxConfig {
+        LinuxPodSandboxConfig { cgroup_parent: self.name.into(), ..LinuxPodSandboxConfig::default() }
+    }
+
+    /// One of the kernel's files.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("{CGROUPS}{}/{name}", self.name))
+    }
+}
+
+impl Drop for ParentCgroup {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(format!("{CGROUPS}{}", self.name)) {
+            eprintln!("{}: {error}", self.name);
+        }
+    }
 }
 
 /// A node: containerd's CRI plugin with the runtime under test.
@@ -102,7 +138,7 @@ impl<'a> Node<'a> {
 
     /// Runs a pod.
     pub(super) fn run_with(&self, config: PodSandboxConfig) -> anyhow::Result<Pod<'_>> {
-        std::fs::create_dir_all(&config.log_directory)?;
+        fs::create_dir_all(&config.log_directory)?;
         let id = self.cri.run_pod(&config, self.handler)?;
         Ok(Pod { cri: &self.cri, id, config })
     }
@@ -188,7 +224,7 @@ impl Pod<'_> {
     /// A container's log.
     pub(super) fn log(&self, container: &str) -> anyhow::Result<String> {
         let path = PathBuf::from(&self.config.log_directory).join(format!("{container}.log"));
-        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     }
 
     /// Stops and removes it.

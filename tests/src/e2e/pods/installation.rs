@@ -1,6 +1,7 @@
 //! A node from its first day to its last: containerd without Saya, `deploy/install.sh`, pods by the handler that it
 //! names, and everything taken away again.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
@@ -11,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::fixture::{NETWORKS, Node, expect_nothing_left, in_the_lab_alone};
 use crate::cri::Cri;
+use crate::cri::messages::{LinuxPodSandboxConfig, LinuxSandboxSecurityContext};
 use crate::ctr::{ctr, finish};
 use crate::e2e::context::{BUSYBOX, Context, eventually};
 use crate::lab::containerd::{Containerd, Form, Places, places_below};
@@ -23,9 +25,13 @@ const FILES: [&str; 3] = [
     "/usr/local/share/saya/vmlinux",
     "/usr/local/share/saya/initramfs.cpio",
 ];
+/// The program for operators, which is installed as well.
+const CLI: &str = "/usr/local/bin/saya";
 /// The configuration of the lab's own Saya, with what its emulated processor needs.
 const LABS_CONFIGURATION: &str = "/etc/saya/config.toml";
 const PAUSE: &str = "registry.k8s.io/pause:3.9";
+/// What annotations begin with by which a pod sets keys of the configuration.
+const SETTING: &str = "io.saya.config.";
 /// A handler that the operator adds, whose configuration is a file of its own.
 const OWN: &str = "kata-own";
 
@@ -39,6 +45,7 @@ pub(super) fn node(context: &Context) -> anyhow::Result<()> {
     machine.add_handler(&own)?;
 
     let containerd = machine.start_containerd()?;
+    machine.check()?;
     containerd.import(&context.scratch.join("images.tar"))?;
     pod_by_the_handler(&containerd, context, &machine)?;
     unknown_key(&containerd, context, &own, &machine.configuration()?)?;
@@ -115,7 +122,7 @@ impl Machine {
         let handler = format!("[plugins.{:?}.containerd.runtimes.{OWN}]", self.form.cri);
         let text = fs::read_to_string(&self.places.configuration)?
             + &format!(
-                "{handler}\n  runtime_type = \"io.containerd.kata.v2\"\n{}\n  ConfigPath = {:?}\n",
+                "{handler}\n  runtime_type = \"io.containerd.kata.v2\"\n  pod_annotations = [\"io.saya.*\"]\n{}\n  ConfigPath = {:?}\n",
                 handler.replace(']', ".options]"),
                 file.display().to_string()
             );
@@ -130,14 +137,30 @@ impl Machine {
         Ok(format!("{installed}# saya: end\n"))
     }
 
-    fn start_containerd(&self) -> anyhow::Result<FreshContainerd> {
+    /// What containerd and the operator have, so that the installed files are found.
+    fn environment(&self) -> anyhow::Result<[(&'static str, String); 2]> {
         let programs = self.place("/usr/local/bin").display().to_string();
         let path = std::env::var("PATH")?;
-        let environment = [
+        Ok([
             ("PATH", format!("{programs}:{path}")),
             ("SAYA_CONFIG", self.saya_configuration.display().to_string()),
-        ];
-        let containerd = Containerd::start_configured(&self.places, &environment)?;
+        ])
+    }
+
+    /// Has the installed program look at the node, on which a pod can run then.
+    fn check(&self) -> anyhow::Result<()> {
+        let ended = Command::new(self.place(CLI)).arg("check").envs(self.environment()?).output()?;
+        let report = String::from_utf8_lossy(&ended.stdout);
+        ensure!(ended.status.success(), "the node is found wanting:\n{report}");
+        let kernel = format!("{}", self.place(FILES[1]).display());
+        for words in ["\nok    KVM", "\nok    cgroups", &kernel, "\nThis host can run Saya"] {
+            ensure!(report.contains(words), "{words:?} is not in the report:\n{report}");
+        }
+        Ok(())
+    }
+
+    fn start_containerd(&self) -> anyhow::Result<FreshContainerd> {
+        let containerd = Containerd::start_configured(&self.places, &self.environment()?)?;
         Ok(FreshContainerd { running: Some(containerd), socket: self.places.socket.clone() })
     }
 }
@@ -228,6 +251,35 @@ fn unknown_key(
     }
     expect_nothing_left(&before)?;
 
-    fs::write(file, format!("{usual}memory = 192\n"))?;
-    node.run("typo")?.remove()
+    fs::write(file, format!("{usual}memory = 192\nallowed_annotations = [\"vcpus\"]\n"))?;
+    as_the_handler_says(&node)
+}
+
+/// A pod sets for itself what the handler's configuration lets it, by annotations that the handler passes on, and nothing else. Without
+/// `privileged_without_host_devices` its privileged containers ask for the host's devices, and are refused.
+fn as_the_handler_says(node: &Node<'_>) -> anyhow::Result<()> {
+    let mut config = node.pod_config("typo");
+    config.annotations.insert(format!("{SETTING}memory"), "256".into());
+    let refusal = format!("{:#}", node.run_with(config.clone()).err().context("a pod set its memory")?);
+    ensure!(
+        refusal.contains(&format!("{SETTING}memory")) && refusal.contains("allowed_annotations"),
+        "{refusal}"
+    );
+
+    config.annotations = HashMap::from([(format!("{SETTING}vcpus"), "2".into())]);
+    let security = LinuxSandboxSecurityContext { privileged: true, ..LinuxSandboxSecurityContext::default() };
+    config.linux =
+        Some(LinuxPodSandboxConfig { security_context: Some(security), ..LinuxPodSandboxConfig::default() });
+    let pod = node.run_with(config)?;
+    let container = pod.start_idle("main")?;
+    ensure!(pod.sh(&container, "nproc")? == "2\n", "the pod has {} CPUs", pod.sh(&container, "nproc")?);
+    let mut privileged = pod.container("privileged", &["true"]);
+    if let Some(security) = privileged.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
+        security.privileged = true;
+    }
+    let refusal = format!("{:#}", pod.start_with(&privileged).err().context("it has the host's devices")?);
+    for words in ["device of the host", "privileged_without_host_devices"] {
+        ensure!(refusal.contains(words), "{words:?} is not in {refusal}");
+    }
+    pod.remove()
 }

@@ -1,18 +1,19 @@
 //! Commands in containers, what they print, and what they use.
 
+use std::collections::HashMap;
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
-use super::fixture::{Node, Pod};
+use super::fixture::{CGROUPS, Node, ParentCgroup, Pod};
+use super::lifecycle::wait_for_exit;
 use crate::cri::Status;
-use crate::cri::messages::{
-    ContainerConfig, DEADLINE_EXCEEDED, LinuxContainerResources, LinuxPodSandboxConfig, MemoryUsage,
-};
+use crate::cri::messages::{ContainerConfig, DEADLINE_EXCEEDED, LinuxContainerResources, MemoryUsage};
+use crate::ctr::finish;
 use crate::e2e::context::{Context, eventually};
 
-const CGROUPS: &str = "/sys/fs/cgroup";
 /// The cgroup above the pod's.
 const PARENT: &str = "/saya-figures";
 /// What the container keeps in memory, in bytes: a buffer that nobody takes.
@@ -43,10 +44,9 @@ pub(super) fn exec(context: &Context) -> anyhow::Result<()> {
 
 pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
-    let _parent = Parent::make()?;
+    let parent = ParentCgroup::make(PARENT)?;
     let mut config = node.pod_config("figures");
-    config.linux =
-        Some(LinuxPodSandboxConfig { cgroup_parent: PARENT.into(), ..LinuxPodSandboxConfig::default() });
+    config.linux = Some(parent.of_pod());
     let pod = node.run_with(config)?;
     let script = format!(
         "echo first; echo second >&2; head -c {LONG_LINE} /dev/zero | tr '\\0' x; echo; echo ready; dd if=/dev/zero bs={FILLING} count=1 2>/dev/null | sleep 3600"
@@ -66,6 +66,7 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
     ensure!(pod.log("main")?.is_empty(), "the new log is not empty");
 
     figures_agree(&node, &pod, &container)?;
+    traffic_is_counted(&node, &pod)?;
     let limit = 96 << 20;
     let resources = LinuxContainerResources {
         memory_limit_in_bytes: limit,
@@ -73,10 +74,16 @@ pub(super) fn logs_and_figures(context: &Context) -> anyhow::Result<()> {
         cpu_quota: 25_000,
         ..resources_with_cpus("0")
     };
+    // With runc the kubelet, or systemd, has to set limits again that a container has lost.
+    let before = if context.is_control() { None } else { Some(lose_limits(&parent, &pod)?) };
     node.cri.update(&container, resources)?;
     let shown = pod.sh(&container, "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")?;
     ensure!(shown == format!("{limit}\n25000 50000\n"), "{shown}");
-    runs_on_what_is_given(context, &pod)?;
+    if let Some(before) = before {
+        ensure!(limits_on_host(&parent, &pod)? == before, "the pod's limits on the host were {before:?}");
+    }
+    runs_on_what_is_given(context, &parent, &pod)?;
+    killed_for_memory(context, &pod)?;
     pod.remove()
 }
 
@@ -98,11 +105,11 @@ fn given_cpus(mut container: ContainerConfig, cpus: &str) -> ContainerConfig {
 
 /// A pod whose one container has been given the CPU 0 runs there, and wherever the node lets it as long as another container may
 /// run anywhere. A CPU that the node does not have is refused.
-fn runs_on_what_is_given(context: &Context, pod: &Pod<'_>) -> anyhow::Result<()> {
+fn runs_on_what_is_given(context: &Context, parent: &ParentCgroup, pod: &Pod<'_>) -> anyhow::Result<()> {
     let expect = |cpus: &str| -> anyhow::Result<()> {
         // runc's pod is its pause container alone.
         let has = |found: &str| context.is_control() || found == cpus;
-        let found = fs::read_to_string(format!("{CGROUPS}{PARENT}/{}/cpuset.cpus", pod.id))?;
+        let found = fs::read_to_string(parent.file(&pod.id).join("cpuset.cpus"))?;
         ensure!(has(&found), "the pod runs on {found:?} and not on {cpus:?}");
         Ok(())
     };
@@ -119,23 +126,62 @@ fn runs_on_what_is_given(context: &Context, pod: &Pod<'_>) -> anyhow::Result<()>
     expect("0\n")
 }
 
-/// The cgroup above a pod's, counted, as a kubelet makes it for each.
-struct Parent;
-
-impl Parent {
-    fn make() -> anyhow::Result<Self> {
-        fs::write(format!("{CGROUPS}/cgroup.subtree_control"), "+cpu +memory")?;
-        fs::create_dir(format!("{CGROUPS}{PARENT}"))?;
-        Ok(Self)
-    }
+/// The limits of the pod's cgroup on the host.
+fn limits_on_host(parent: &ParentCgroup, pod: &Pod<'_>) -> std::io::Result<[String; 2]> {
+    let read = |file| fs::read_to_string(parent.file(&pod.id).join(file));
+    Ok([read("memory.max")?, read("pids.max")?])
 }
 
-impl Drop for Parent {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(format!("{CGROUPS}{PARENT}")) {
-            eprintln!("{PARENT}: {error}");
-        }
+/// Has the pod's cgroup lose its limits, as it does below a slice that systemd sets up anew, and answers what they were.
+fn lose_limits(parent: &ParentCgroup, pod: &Pod<'_>) -> anyhow::Result<[String; 2]> {
+    let limits = limits_on_host(parent, pod).context("the limits of the pod's cgroup")?;
+    ensure!(!limits.iter().any(|limit| limit.starts_with("max")), "the pod has no limit: {limits:?}");
+    fs::write(parent.file("cgroup.subtree_control"), "-memory -pids")?;
+    ensure!(limits_on_host(parent, pod).is_err(), "the limits are still there");
+    Ok(limits)
+}
+
+/// A container that needs more than it may have ends as a whole where a kubelet has said so (1.28 does, on cgroup v2), and it is known why.
+fn killed_for_memory(context: &Context, pod: &Pod<'_>) -> anyhow::Result<()> {
+    let mut greedy = pod.container("greedy", &["sh", "-c", "tail /dev/zero; sleep 3600"]);
+    if let Some(linux) = greedy.linux.as_mut() {
+        linux.resources = Some(LinuxContainerResources {
+            memory_limit_in_bytes: 24 << 20,
+            unified: HashMap::from([("memory.oom.group".into(), "1".into())]),
+            ..LinuxContainerResources::default()
+        });
     }
+    let greedy = pod.start_with(&greedy)?;
+    wait_for_exit(pod, &greedy, 137)?;
+    if context.is_control() {
+        // runc's shim misses it when the container's end comes first.
+        return Ok(());
+    }
+    eventually("it is known why it ended", || Ok(pod.cri.status(&greedy)?.reason == "OOMKilled"))
+        .with_context(|| format!("{:?}", pod.cri.status(&greedy)))
+}
+
+/// How many bytes a ping carries.
+const PING: u64 = 1400;
+
+/// What goes through the pod's interface is the pod's.
+fn traffic_is_counted(node: &Node<'_>, pod: &Pod<'_>) -> anyhow::Result<()> {
+    let bytes = || -> anyhow::Result<[u64; 2]> {
+        let network = node.cri.pod_stats(&pod.id)?.linux.and_then(|linux| linux.network);
+        let interface = network.and_then(|network| network.default_interface).context("no interface")?;
+        ensure!(interface.name == "eth0", "{interface:?}");
+        let [received, sent] = [interface.rx_bytes, interface.tx_bytes];
+        Ok([received.context("no figure")?.value, sent.context("no figure")?.value])
+    };
+    let before = bytes()?;
+    let arguments =
+        ["ping", "-c", "1", "-W", "20", "-s", &PING.to_string(), &pod.address()?].map(str::to_owned);
+    finish(Command::new("busybox").args(arguments))?;
+    let after = bytes()?;
+    for (before, after) in before.iter().zip(&after) {
+        ensure!(after - before >= PING, "{before:?} bytes before a ping of {PING} and {after:?} after it");
+    }
+    Ok(())
 }
 
 /// Compares what containerd says of a pod and its container, in every way that CRI has, with what the container's cgroup says
@@ -176,6 +222,8 @@ fn figures_agree(node: &Node<'_>, pod: &Pod<'_>, container: &str) -> anyhow::Res
     ensure!((FILLING..1 << 30).contains(&memory), "the pod uses {memory} bytes of memory");
     let cpu = of_pod.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds).context("no CPU figure")?;
     ensure!(cpu.value > 0, "the pod uses no CPU");
+    let processes = of_pod.process.and_then(|process| process.process_count).context("no processes")?;
+    ensure!(processes.value >= 3, "the pod has {} processes", processes.value);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Pods when something beside them ends: containerd, or their virtual machine.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -7,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::fixture::Node;
 use super::lifecycle::wait_for_exit;
-use crate::cri::messages::{CONTAINER_EXITED, CONTAINER_RUNNING, SANDBOX_READY};
+use crate::cri::messages::{CONTAINER_EXITED, CONTAINER_RUNNING, Mount, SANDBOX_READY};
 use crate::ctr::ctr;
 use crate::e2e::context::{Context, eventually};
 use crate::e2e::restart::kill_containerd;
@@ -21,7 +22,17 @@ pub(super) fn recovers(context: &Context) -> anyhow::Result<()> {
     let ticking = ["sh", "-c", "trap 'echo asked' TERM; while :; do echo tick; sleep 0.1; done"];
     let id = pod.start("ticking", &ticking)?;
     eventually("the container ticks", || Ok(pod.log("ticking")?.contains("tick")))?;
-    kill_containerd()?;
+    let volume = context.scratch.join("volume");
+    fs::create_dir(&volume)?;
+    let mut leaving =
+        pod.container("leaving", &["sh", "-c", "until [ -e /volume/go ]; do sleep 0.1; done; exit 9"]);
+    leaving.mounts.push(Mount {
+        container_path: "/volume".into(),
+        host_path: volume.display().to_string(),
+        ..Mount::default()
+    });
+    let leaving = pod.start_with(&leaving)?;
+    kill_containerd(|| Ok(fs::write(volume.join("go"), "")?))?;
 
     // The connection to containerd has gone with it.
     let node = Node::new(context)?;
@@ -31,6 +42,8 @@ pub(super) fn recovers(context: &Context) -> anyhow::Result<()> {
     ensure!(pod.cri.pod_status(&pod.id)?.state == SANDBOX_READY, "the pod is not ready any more");
     ensure!(pod.cri.status(&id)?.state == CONTAINER_RUNNING, "the container runs no more");
     ensure!(pod.sh(&id, "echo inside")? == "inside\n");
+    // One has ended while nobody was there to be told.
+    wait_for_exit(&pod, &leaving, 9)?;
     let written = pod.log("ticking")?.len();
     eventually("the log grows on", || Ok(pod.log("ticking")?.len() > written))?;
     // It is asked to end, does not, and is killed when its time is over.

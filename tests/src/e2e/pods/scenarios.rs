@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
@@ -13,6 +14,7 @@ use super::volumes::{mount, own_volume, read_only};
 use crate::cri::messages::{ImageSpec, PortMapping};
 use crate::e2e::context::{Context, NGINX, REDIS, eventually};
 use crate::e2e::network::peers::{ECHO, ECHO_PORT, connect, exchange};
+use crate::e2e::network::rules::Rules;
 use crate::leaks::Holdings;
 
 /// The host in the network of the pods.
@@ -27,6 +29,8 @@ const LONG_SEQUENCE: usize = 100;
 const SOCKET: &str = "/socket/redis.sock";
 const HOST_PORT: u16 = 18_090;
 const WEB_PORT: u16 = 18_091;
+/// More than a server that has nothing to do needs to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn redis(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
@@ -107,12 +111,13 @@ fn mapping(host_port: u16, container_port: u16) -> PortMapping {
 
 pub(super) fn web(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
+    let rules = Rules::now()?;
     let mut config = node.pod_config("web");
     config.port_mappings.push(mapping(WEB_PORT, 80));
     let pod = node.run_with(config)?;
     let mut server = pod.container("server", &["nginx", "-g", "daemon off;"]);
     server.image = Some(ImageSpec { image: NGINX.to_owned() });
-    pod.start_with(&server)?;
+    let server = pod.start_with(&server)?;
     for address in [SocketAddr::new(pod.address()?.parse()?, 80), SocketAddr::new(GATEWAY.parse()?, WEB_PORT)]
     {
         let answer = get(address)?;
@@ -122,7 +127,14 @@ pub(super) fn web(context: &Context) -> anyhow::Result<()> {
         );
     }
     eventually("both are in the log", || Ok(pod.log("server")?.matches("GET / HTTP/1.0").count() == 2))?;
-    pod.remove()
+    // It says by which signal it was ended: that of its image.
+    pod.cri.stop(&server, PATIENCE)?;
+    wait_for_exit(&pod, &server, 0)?;
+    eventually("its end is in the log", || Ok(pod.log("server")?.contains("signal 3 (SIGQUIT) received")))?;
+    let (id, address) = (pod.id.clone(), pod.address()?);
+    rules.expect_more_for(&address)?;
+    pod.remove()?;
+    rules.expect_no_more(&[&id, &address])
 }
 
 /// What the server at `address` answers, once it listens.

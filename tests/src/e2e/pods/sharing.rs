@@ -1,7 +1,5 @@
 //! What the containers of a pod share, and what they do not.
 
-use std::collections::HashMap;
-
 use anyhow::{Context as _, ensure};
 
 use super::fixture::{GRACE, Node, Pod};
@@ -18,6 +16,15 @@ const MEMORY_MIB: i64 = 601;
 /// `memory_overhead` of the configuration, by default.
 const OVERHEAD_MIB: i64 = 96;
 
+/// Sysctls of the pod's network and IPC namespaces, other than a kernel has them by default.
+const SYSCTLS: [(&str, &str); 5] = [
+    ("net.core.somaxconn", "777"),
+    ("net.ipv4.tcp_syncookies", "2"),
+    ("kernel.msgmax", "12288"),
+    ("kernel.shm_rmid_forced", "1"),
+    ("fs.mqueue.msg_max", "13"),
+];
+
 pub(super) fn namespaces(context: &Context) -> anyhow::Result<()> {
     let node = Node::new(context)?;
     let mut config = node.pod_config("shared");
@@ -27,12 +34,11 @@ pub(super) fn namespaces(context: &Context) -> anyhow::Result<()> {
         options: vec!["ndots:3".into()],
     });
     config.linux = Some(LinuxPodSandboxConfig {
-        sysctls: HashMap::from([
-            ("net.core.somaxconn".into(), "777".into()),
-            ("kernel.msgmax".into(), "12288".into()),
-        ]),
+        sysctls: SYSCTLS.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         resources: Some(LinuxContainerResources {
             memory_limit_in_bytes: MEMORY_MIB << 20,
+            // A CPU and a half, without a limit.
+            cpu_shares: 1536,
             ..LinuxContainerResources::default()
         }),
         ..LinuxPodSandboxConfig::default()
@@ -64,13 +70,17 @@ pub(super) fn namespaces(context: &Context) -> anyhow::Result<()> {
         ensure!(resolver.contains(line), "no {line} in {resolver}");
     }
     ensure!(pod.sh(&client, "cat /etc/hosts")?.contains("localhost"));
-    let sysctls = pod.sh(&client, "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax")?;
-    ensure!(sysctls == "777\n12288\n", "{sysctls}");
+    for (name, value) in SYSCTLS {
+        let set = pod.sh(&client, &format!("cat /proc/sys/{}", name.replace('.', "/")))?;
+        ensure!(set.trim() == value, "{name} is {set}");
+    }
     if !context.is_control() {
         // The virtual machine has what the pod may use, and its overhead, of which the kernel takes some away.
         let memory = pod.sh(&client, "awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo")?;
         let range = MEMORY_MIB..=MEMORY_MIB + OVERHEAD_MIB;
         ensure!(range.contains(&memory.trim().parse()?), "{memory} MiB, where {range:?} was expected");
+        // And the CPUs that the pod requests.
+        ensure!(pod.sh(&client, "nproc")? == "2\n", "{} CPUs", pod.sh(&client, "nproc")?);
     }
     let addresses = pod.sh(&client, "ip -o -f inet addr show dev eth0")?;
     ensure!(addresses.contains(&format!("{}/", pod.address()?)), "{addresses}");

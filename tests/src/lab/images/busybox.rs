@@ -25,6 +25,7 @@ pub(super) fn archive() -> Result<PathBuf> {
             command: &["sh"],
             environment: &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             directory: "/",
+            stop_signal: "",
         };
         layout::write(&directory.join("image.tar"), NAME, layer, &defaults)
     })?;

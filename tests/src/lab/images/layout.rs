@@ -24,6 +24,8 @@ pub(super) struct Defaults<'a> {
     pub(super) command: &'a [&'a str],
     pub(super) environment: &'a [&'a str],
     pub(super) directory: &'a str,
+    /// The signal that ends it, if it is not SIGTERM.
+    pub(super) stop_signal: &'a str,
 }
 
 /// The layer of an image, in memory, with the same bytes whenever it is made of the same files.
@@ -97,6 +99,7 @@ pub(super) fn write(place: &Path, name: &str, layer: Layer, defaults: &Defaults<
             "Cmd": defaults.command,
             "Env": defaults.environment,
             "WorkingDir": defaults.directory,
+            "StopSignal": defaults.stop_signal,
         },
         "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
     }))?;
@@ -152,7 +155,13 @@ mod tests {
     fn the_same_files_make_the_same_image() {
         let directory = std::env::temp_dir().join(format!("saya-layout-{}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
-        let defaults = Defaults { entrypoint: &[], command: &["true"], environment: &[], directory: "/" };
+        let defaults = Defaults {
+            entrypoint: &[],
+            command: &["true"],
+            environment: &[],
+            directory: "/",
+            stop_signal: "",
+        };
         for place in ["a", "b"] {
             let mut layer = Layer::new();
             layer.file("bin", 0o755, b"x").unwrap();

@@ -30,6 +30,7 @@ pub(super) fn archive() -> Result<PathBuf> {
             command: &[],
             environment: &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             directory: "/",
+            stop_signal: "",
         };
         layout::write(&directory.join("image.tar"), NAME, layer, &defaults)
     })?;

@@ -20,6 +20,8 @@ struct Program {
     /// Packages that are needed as well begin with this, if they are no libraries.
     family: &'static str,
     command: &'static [&'static str],
+    /// What ends it; empty for the usual signal.
+    stop_signal: &'static str,
     /// The working directory.
     directory: &'static str,
     /// The user and group 999.
@@ -34,6 +36,7 @@ const REDIS: Program = Program {
     packages: &["redis-server", "redis-tools"],
     family: "redis",
     command: &["redis-server"],
+    stop_signal: "",
     directory: "/data",
     user: "redis",
     files: &[],
@@ -46,12 +49,14 @@ const NGINX: Program = Program {
     packages: &["nginx"],
     family: "nginx",
     command: &["nginx", "-g", "daemon off;"],
+    // As in the image that everybody uses: what it is doing is done first.
+    stop_signal: "SIGQUIT",
     directory: "/www",
     user: "www-data",
     files: &[
         (
             "etc/nginx/nginx.conf",
-            "worker_processes 1;\npid /run/nginx.pid;\nerror_log /dev/stderr;\nevents {}\nhttp {\n  access_log /dev/stdout;\n  server { listen 80; root /www; }\n}\n",
+            "worker_processes 1;\npid /run/nginx.pid;\nerror_log /dev/stderr notice;\nevents {}\nhttp {\n  access_log /dev/stdout;\n  server { listen 80; root /www; }\n}\n",
         ),
         ("www/index.html", "served by nginx\n"),
         ("var/lib/nginx/body/.keep", ""),
@@ -65,6 +70,7 @@ const IPERF3: Program = Program {
     packages: &["iperf3"],
     family: "iperf3",
     command: &["iperf3", "--server"],
+    stop_signal: "",
     directory: "/tmp",
     user: "iperf3",
     files: &[],
@@ -86,6 +92,9 @@ pub(super) fn archives() -> Result<Vec<PathBuf>> {
 impl Program {
     fn archive(&self) -> Result<PathBuf> {
         let mut key = Key::default().with("2").with(debian::release()).with(self.packages.join(" "));
+        if !self.stop_signal.is_empty() {
+            key = key.with(self.stop_signal);
+        }
         for (path, content) in self.files {
             key = key.with(path).with(content);
         }
@@ -100,6 +109,7 @@ impl Program {
                 command: self.command,
                 environment: &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
                 directory: self.directory,
+                stop_signal: self.stop_signal,
             };
             layout::write(&directory.join("image.tar"), self.image, layer, &defaults)
         })?;
