@@ -18,6 +18,7 @@ use saya_agent_api::agent::{
 use saya_agent_api::service::Agent;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::boot::microseconds_since_boot;
 use crate::container::plan::{self, ContainerPlan, ProcessPlan};
 use crate::container::{Container, check_id};
 use crate::devices;
@@ -50,11 +51,15 @@ impl Service {
         let Some(holder) = request.holder.into_option() else {
             return Ok(ConfigureSandboxResponse::default());
         };
+        let begin = microseconds_since_boot();
         let (container, _) =
             self.build(&holder.container_id, &holder.oci_spec, StreamNumbers::default()).await?;
         container.first().start().await?;
-        let holder_pid = number_of(container.first());
-        Ok(ConfigureSandboxResponse { holder_pid, ..ConfigureSandboxResponse::default() })
+        Ok(ConfigureSandboxResponse {
+            holder_pid: number_of(container.first()),
+            holder_microseconds: microseconds_since_boot().saturating_sub(begin),
+            ..ConfigureSandboxResponse::default()
+        })
     }
 
     async fn create_container(&self, request: CreateContainerRequest) -> Result<CreateResponse> {

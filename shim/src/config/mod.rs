@@ -260,7 +260,7 @@ mod tests {
     }
 
     /// What shim and VMM may take on the host beyond the guest's memory, in MiB (docs/kubernetes.md).
-    const SHIM_AND_VMM_MIB: u64 = 16;
+    const SHIM_AND_VMM_MIB: u64 = 48;
 
     #[test]
     fn the_runtimeclass_has_the_overhead_of_the_guest_and_of_shim_and_vmm() {

@@ -29,6 +29,9 @@ pub(crate) struct Timeline {
     pub(crate) agent_entered_ns: Option<u64>,
     /// The agent's connection arrived: it listens.
     pub(crate) agent_listening_ns: Option<u64>,
+    /// How long the process that holds the pod's namespaces took to be made and started, in nanoseconds of the guest's clock:
+    /// a part of what follows `agent_listening_ns`, and no point of the way.
+    pub(crate) holder_took_ns: Option<u64>,
     /// The guest's mounts, names and network were set up.
     pub(crate) sandbox_configured_ns: Option<u64>,
     /// containerd's first create call arrived.

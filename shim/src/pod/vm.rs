@@ -217,7 +217,10 @@ impl Vm {
     #[cfg(test)]
     pub(crate) async fn ready_with(agent: Agent, sandbox: ConfigureSandboxRequest) -> Self {
         let holder = Arc::default();
-        Greeting { sandbox, network: None, holder: Arc::clone(&holder) }.tell(&agent).await.unwrap();
+        Greeting { sandbox, network: None, holder: Arc::clone(&holder) }
+            .tell(&agent, &Recorder::default())
+            .await
+            .unwrap();
         let (sender, state) = watch::channel(VmState::Ready(agent));
         let (stop, mut stopped) = mpsc::channel(4);
         tokio::spawn(async move {
@@ -521,16 +524,18 @@ async fn converse(
     });
 
     let agent = Agent::connect(vsock).await?;
-    greeting.tell(&agent).await?;
+    greeting.tell(&agent, timeline).await?;
     timeline.mark(|timeline| &mut timeline.sandbox_configured_ns);
     Ok((agent, connection))
 }
 
 impl Greeting {
-    async fn tell(self, agent: &Agent) -> Result<(), GreetingError> {
+    async fn tell(self, agent: &Agent, timeline: &Recorder) -> Result<(), GreetingError> {
         let configured = agent.ask(agent.calls().configure_sandbox(no_timeout(), &self.sandbox)).await?;
         if self.sandbox.holder.is_some() {
             *self.holder.lock().unwrap_or_else(PoisonError::into_inner) = Some(configured.holder_pid);
+            let took = configured.holder_microseconds.saturating_mul(1000);
+            timeline.change(|timeline| timeline.holder_took_ns = Some(took));
         }
         if let Some(network) = self.network {
             let network = network.complete().await?;

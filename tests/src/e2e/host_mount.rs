@@ -41,6 +41,11 @@ impl HostMount {
         Ok(Self(path.to_owned()))
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// A mount point whose later mounts reach those who asked for them.
     pub(super) fn shared(path: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(path)?;

@@ -5,6 +5,7 @@ mod fixture;
 mod installation;
 mod kubelet;
 mod lifecycle;
+mod overhead;
 mod pause;
 mod processes;
 mod recovery;
@@ -46,6 +47,10 @@ pub(super) const TESTS: &[Test] = &[
     Test { name: "a_node_on_which_it_is_installed_runs_pods_by_its_handler", check: installation::node },
     Test { name: "a_pods_pause_container_is_no_program_of_its_image", check: pause::nothing_of_its_image },
     Test { name: "a_limit_below_what_a_container_needs_is_told_in_one_error", check: kubelet::too_small },
+    Test {
+        name: "a_pod_takes_no_more_beside_its_containers_than_its_runtimeclass_says",
+        check: overhead::of_runtimeclass,
+    },
     Test { name: "a_pod_may_be_made_without_a_container_that_makes_it", check: sandbox_api::pod },
     Test { name: "redis_and_its_client_in_one_pod", check: scenarios::redis },
     Test { name: "nginx_answers_behind_a_port_of_the_host", check: scenarios::web },

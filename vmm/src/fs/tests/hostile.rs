@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use proptest::prelude::*;
+use rustix::fs::OFlags;
 
 use super::client::{Client, Setup, with_client, with_setup};
 use crate::fs::DescriptorBudget;
@@ -48,11 +49,40 @@ fn assert_well_formed(reply: &[u8]) {
 }
 
 fn assert_bounded(client: &Client) {
-    assert!(client.server.inodes() <= INODES);
-    assert!(client.server.inode_descriptors() <= BUDGET.inodes);
+    assert_within(client, BUDGET, INODES);
+}
+
+fn assert_within(client: &Client, budget: DescriptorBudget, most_inodes: usize) {
+    assert!(client.server.inodes() <= most_inodes);
+    assert!(client.server.inode_descriptors() <= budget.inodes);
     // As many again may be open without having been announced.
-    assert!(client.server.handles() <= 2 * BUDGET.handles);
+    assert!(client.server.handles() <= 2 * budget.handles);
     assert!(client.server.open_directories() <= client.server.handles());
+}
+
+#[test]
+fn of_a_million_lookups_and_opens_that_are_never_given_up_the_last_are_answered_within_the_same_bounds() {
+    const FILES: usize = 2000;
+    const MOST_INODES: usize = 1000;
+    let budget = DescriptorBudget { inodes: 100, handles: 200 };
+    with_setup(Setup { budget, most_inodes: MOST_INODES, ..Setup::default() }, move |client| {
+        for file in 0..FILES {
+            std::fs::write(client.host(file.to_string()), b"").unwrap();
+        }
+        let (mut found, mut opened) = (0, 0);
+        for lookup in 0..1_000_000 {
+            if let Ok(entry) = client.lookup(ROOT_ID, (lookup % FILES).to_string()) {
+                found += 1;
+                opened += usize::from(client.open(entry.node, OFlags::RDONLY).is_ok());
+            }
+            if lookup % FILES == 0 {
+                assert_within(client, budget, MOST_INODES);
+            }
+        }
+        assert_within(client, budget, MOST_INODES);
+        // The share's root is one of those that are known.
+        assert_eq!((found, opened), ((MOST_INODES - 1) * 1_000_000 / FILES, budget.handles));
+    });
 }
 
 #[test]
