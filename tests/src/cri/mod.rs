@@ -5,9 +5,10 @@ pub mod messages;
 pub mod streaming;
 
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use prost::Message;
 
 use self::grpc::Connection;
@@ -26,6 +27,17 @@ use self::streaming::Channels;
 /// containerd's socket, unless the environment names another.
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
+/// What calls are answered before the CRI plugin has found what it knew when containerd ended: containerd says that it is ready before
+/// that (`errors.New` in pkg/cri/server/instrumented_service.go), and nothing says when it is over.
+const NOT_YET: &str = "server is not initialized yet";
+/// How long that may take, and how often it is asked about.
+const PATIENCE: Duration = Duration::from_secs(60);
+const ROUND: Duration = Duration::from_millis(50);
+
+fn is_not_yet(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Status>().is_some_and(|status| status.message.contains(NOT_YET))
+}
+
 /// A connection to a container runtime's CRI.
 pub struct Cri {
     connection: Connection,
@@ -41,14 +53,20 @@ impl Cri {
         Self::connect_to(Path::new(&socket))
     }
 
-    /// Connects to the containerd at this socket.
+    /// Connects to the containerd at this socket, and waits until its CRI plugin answers.
     ///
     /// # Errors
-    /// It does not listen.
+    /// It does not listen, or does not answer in time.
     pub fn connect_to(socket: &Path) -> anyhow::Result<Self> {
         let connection =
             Connection::open(socket, None).with_context(|| format!("connecting to {}", socket.display()))?;
-        Ok(Self { connection })
+        let cri = Self { connection };
+        let begin = Instant::now();
+        while let Err(error) = cri.call::<StatusResponse>("Status", &StatusRequest::default()) {
+            ensure!(is_not_yet(&error) && begin.elapsed() < PATIENCE, error);
+            thread::sleep(ROUND);
+        }
+        Ok(cri)
     }
 
     fn call<Answer: Message + Default>(
